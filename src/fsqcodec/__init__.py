@@ -1,0 +1,16 @@
+"""Neural audio codecs with one quantizer as Transformers models.
+
+Importing this package registers them: `AutoModel`, `AutoModelForAudioTokenization`, `AutoConfig` and
+`AutoFeatureExtractor` load their folders.
+"""
+
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForAudioTokenization
+
+from .models.configuration_codec import CodecConfig
+from .models.feature_extraction_codec import CodecFeatureExtractor
+from .models.modeling_codec import CodecModel
+
+AutoConfig.register(CodecConfig.model_type, CodecConfig)
+AutoModel.register(CodecConfig, CodecModel)
+AutoModelForAudioTokenization.register(CodecConfig, CodecModel)
+AutoFeatureExtractor.register(CodecConfig, CodecFeatureExtractor)

@@ -1,0 +1,88 @@
+"""Reading original checkpoint files, and handing their tensors out one by one so that nothing is missed or left over."""
+
+import pickle
+import zipfile
+from pathlib import Path
+
+import torch
+
+MAX_KEYS_IN_MESSAGE = 8
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is incomplete, damaged, or not what it was said to be."""
+
+
+class OriginalWeights:
+    """The tensors of an original checkpoint under `<file>.<key>`.
+
+    `take` removes what it returns; `check_empty` raises if something was not taken.
+    """
+
+    def __init__(self, tensors: dict[str, torch.Tensor]):
+        self.tensors = dict(tensors)
+
+    @classmethod
+    def read(cls, folder: Path, file_stems: list[str]) -> "OriginalWeights":
+        """Read `<stem>.pt` for each stem. Raises [`CheckpointError`] for a missing, damaged or foreign file."""
+        missing = [f"{stem}.pt" for stem in file_stems if not (folder / f"{stem}.pt").is_file()]
+        if missing:
+            wanted = ", ".join(f"{stem}.pt" for stem in file_stems)
+            raise CheckpointError(f"{folder} has no {', '.join(missing)}: an original checkpoint is the files {wanted}")
+        return cls(
+            {
+                f"{stem}.{key}": tensor
+                for stem in file_stems
+                for key, tensor in _read_state_dict(folder / f"{stem}.pt").items()
+            }
+        )
+
+    def take(self, key: str, shape: tuple[int, ...]) -> torch.Tensor:
+        """Remove and return a tensor, in float64."""
+        if key not in self.tensors:
+            raise CheckpointError(
+                f"the checkpoint has no {key!r} {tuple(shape)}: is the preset or config the right one?"
+            )
+        tensor = self.tensors.pop(key)
+        if tensor.shape != tuple(shape):
+            raise CheckpointError(
+                f"{key!r} has shape {tuple(tensor.shape)}, {tuple(shape)} is wanted: is the preset or config the right one?"
+            )
+        if not torch.isfinite(tensor).all():
+            raise CheckpointError(f"{key!r} holds NaN or infinite numbers: the checkpoint is damaged")
+        return tensor.double()
+
+    def take_weight(self, prefix: str, shape: tuple[int, ...]) -> torch.Tensor:
+        """A weight, with weight norm (g v / |v|, the norm over all axes but the first) folded in, however it is spelled."""
+        for norm_key, direction_key in (
+            ("parametrizations.weight.original0", "parametrizations.weight.original1"),
+            ("weight_g", "weight_v"),
+        ):
+            if f"{prefix}.{norm_key}" in self.tensors:
+                norm = self.take(f"{prefix}.{norm_key}", (shape[0], *(1,) * (len(shape) - 1)))
+                direction = self.take(f"{prefix}.{direction_key}", shape)
+                return norm * direction / direction.flatten(1).norm(dim=1).view_as(norm)
+        return self.take(f"{prefix}.weight", shape)
+
+    def check_empty(self):
+        """Raise [`CheckpointError`] if tensors are left."""
+        if self.tensors:
+            keys = sorted(self.tensors)
+            more = f" and {len(keys) - MAX_KEYS_IN_MESSAGE} more" if len(keys) > MAX_KEYS_IN_MESSAGE else ""
+            raise CheckpointError(
+                f"the checkpoint has tensors this architecture does not: {', '.join(keys[:MAX_KEYS_IN_MESSAGE])}{more}; "
+                "is the preset or config the right one?"
+            )
+
+
+def _read_state_dict(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        state_dict = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, zipfile.BadZipFile, EOFError, RuntimeError, OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"{path} can't be read as PyTorch weights: it is truncated, damaged or another kind of file ({reason})"
+        ) from error
+    if not isinstance(state_dict, dict) or not all(isinstance(value, torch.Tensor) for value in state_dict.values()):
+        raise CheckpointError(f"{path} is not a state dict: a dictionary of tensors is wanted")
+    return state_dict

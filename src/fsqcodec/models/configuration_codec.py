@@ -1,0 +1,293 @@
+"""CodecConfig: the architecture of L3AC and SQCodec in numbers, its rates derived, and the published presets by name."""
+
+import math
+from typing import Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+
+TREND_KERNEL_SIZES = (1, 5, 11, 21, 45)  # of the encoder's first block, samples
+ENHANCE_KERNEL_SIZES = (1, 3, 5, 9)  # of the decoder's enhance blocks, steps of their rate
+TREND_CONV_KERNEL_SIZE = 7
+UNIT_KERNEL_SIZE = 7
+LATENT_KERNEL_SIZE = 3
+TAIL_KERNEL_SIZE = 7
+TAIL_DILATIONS = (1, 3, 9)
+
+
+@strict
+class CodecConfig(PreTrainedConfig):
+    r"""
+    Configuration of [`CodecModel`]: L3AC and SQCodec (https://arxiv.org/abs/2504.04949) are two settings of it.
+
+    Unknown arguments and inconsistent values raise (`TypeError`, `ValueError`). Rates follow from the fields and are
+    properties: `hop_length`, `frame_rate`, `codebook_size`, `bits_per_frame`, `bitrate`, `encoder_lookahead_samples`, ...
+
+    Args:
+        sampling_rate (`int`): Hz, of the audio that goes in and comes out.
+        latent_dim (`int`): channels of the latents and of both transformers.
+        downsampling_ratios (`list[int]`): strides of the encoder's convolutions, first to last.
+        encoder_hidden_sizes (`list[int]`): channels of each encoder stage and after the last one.
+        encoder_depths (`list[int]`): convolution units of each encoder stage and after the last one.
+        upsampling_ratios (`list[int]`): of the decoder's stages, first to last; their product equals that of
+            `downsampling_ratios`, their number does not have to.
+        decoder_hidden_sizes (`list[int]`): channels of each decoder stage and of the full-rate tail.
+        decoder_depths (`list[int]`): convolution units of each decoder stage.
+        transformer_downsampling_ratio (`int`): how many steps of the convolutions make one frame (one token).
+        encoder_transformer_depths (`list[int]`): layers at the rate of the convolutions, layers at the frame rate.
+        decoder_transformer_depths (`list[int]`): layers at the frame rate, layers at the rate of the convolutions.
+        attention_window_size (`int`): frames of a block; a query sees its own block's past and the whole block before.
+        num_attention_heads (`int`): of every transformer layer.
+        head_dim (`int`): channels of a head.
+        quantization_levels (`list[int]`): levels of each dimension of the quantizer.
+        quantizer_bound (`str`): "tanh" (L3AC) or "fsq" (SQCodec), see [`FiniteScalarQuantizer`].
+        padding_frames (`int`): the encoder hears a clip followed by silence up to a multiple of this many frames
+            (1 for L3AC, a whole attention window for SQCodec).
+        norm_eps (`float`): epsilon of the layer norms between convolutions.
+    """
+
+    model_type = "codec"
+
+    sampling_rate: int = 16000
+    latent_dim: int = 128
+    downsampling_ratios: list[int] | tuple[int, ...] = (6, 5, 3)
+    encoder_hidden_sizes: list[int] | tuple[int, ...] = (24, 48, 96, 192)
+    encoder_depths: list[int] | tuple[int, ...] = (1, 1, 1, 2)
+    upsampling_ratios: list[int] | tuple[int, ...] = (5, 3, 3, 2)
+    decoder_hidden_sizes: list[int] | tuple[int, ...] = (512, 256, 96, 48, 24)
+    decoder_depths: list[int] | tuple[int, ...] = (3, 3, 2, 1)
+    transformer_downsampling_ratio: int = 3
+    encoder_transformer_depths: list[int] | tuple[int, ...] = (1, 2)
+    decoder_transformer_depths: list[int] | tuple[int, ...] = (3, 2)
+    attention_window_size: int = 250
+    num_attention_heads: int = 6
+    head_dim: int = 32
+    quantization_levels: list[int] | tuple[int, ...] = (7, 7, 7, 7, 7, 7)
+    quantizer_bound: Literal["tanh", "fsq"] = "tanh"
+    padding_frames: int = 1
+    norm_eps: float = 1e-8
+
+    def __post_init__(self, **kwargs):
+        unknown = set(kwargs) - _KNOWN_EXTRAS
+        if unknown:
+            raise TypeError(
+                f"CodecConfig has no field {', '.join(sorted(map(repr, unknown)))}; it has: {', '.join(_OWN_FIELDS)}"
+            )
+        super().__post_init__(**kwargs)
+
+    def validate_architecture(self):
+        """Called by `@strict` after construction; raises `ValueError` naming the field and its value."""
+        for name in _OWN_FIELDS:
+            value = getattr(self, name)
+            lowest = 0 if name.endswith("_depths") else 2 if name == "quantization_levels" else 1
+            numbers = value if isinstance(value, (list, tuple)) else [value]
+            if not isinstance(value, (str, float)) and (not numbers or min(numbers) < lowest):
+                raise ValueError(f"{name} is {value}: it needs at least one number, none below {lowest}")
+        self._validate_stages("downsampling_ratios", "encoder_hidden_sizes", "encoder_depths", units_after_last_stage=1)
+        self._validate_stages("upsampling_ratios", "decoder_hidden_sizes", "decoder_depths", units_after_last_stage=0)
+        if math.prod(self.downsampling_ratios) != math.prod(self.upsampling_ratios):
+            raise ValueError(
+                f"downsampling_ratios {tuple(self.downsampling_ratios)} multiply to {math.prod(self.downsampling_ratios)}, "
+                f"upsampling_ratios {tuple(self.upsampling_ratios)} to {math.prod(self.upsampling_ratios)}: "
+                "the products must be equal"
+            )
+        self._validate_transformers()
+        if self.norm_eps <= 0:
+            raise ValueError(f"norm_eps is {self.norm_eps}: it must be above 0")
+        if self.codebook_size >= 2**63:
+            raise ValueError(
+                f"quantization_levels {tuple(self.quantization_levels)} make {self.codebook_size} codes: indices are int64"
+            )
+
+    def _validate_stages(self, ratios: str, sizes: str, depths: str, units_after_last_stage: int):
+        num_stages = len(getattr(self, ratios))
+        for name, expected in ((sizes, num_stages + 1), (depths, num_stages + units_after_last_stage)):
+            if len(getattr(self, name)) != expected:
+                raise ValueError(
+                    f"{name} has {len(getattr(self, name))} numbers, {ratios} has {num_stages}: {name} needs {expected}"
+                )
+
+    def _validate_transformers(self):
+        for name in ("encoder_transformer_depths", "decoder_transformer_depths"):
+            if len(getattr(self, name)) != 2:
+                raise ValueError(
+                    f"{name} is {tuple(getattr(self, name))}: it needs two numbers, in the order of the data"
+                )
+        layers_off_frame_rate = self.encoder_transformer_depths[0] + self.decoder_transformer_depths[1]
+        if self.transformer_downsampling_ratio == 1 and layers_off_frame_rate:
+            raise ValueError(
+                "with transformer_downsampling_ratio 1 there is only the frame rate: encoder_transformer_depths must be "
+                f"(0, n) and decoder_transformer_depths (n, 0), not {tuple(self.encoder_transformer_depths)} and "
+                f"{tuple(self.decoder_transformer_depths)}"
+            )
+
+    @property
+    def hop_length(self) -> int:
+        """Samples of one frame."""
+        return math.prod(self.downsampling_ratios) * self.transformer_downsampling_ratio
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames (tokens) per second, Hz, not rounded."""
+        return self.sampling_rate / self.hop_length
+
+    @property
+    def num_codebooks(self) -> int:
+        """Token streams: one."""
+        return 1
+
+    @property
+    def codebook_size(self) -> int:
+        """Number of distinct tokens."""
+        return math.prod(self.quantization_levels)
+
+    @property
+    def bits_per_frame(self) -> float:
+        """Information of one frame, bits."""
+        return self.num_codebooks * math.log2(self.codebook_size)
+
+    @property
+    def bitrate(self) -> float:
+        """Bits per second."""
+        return self.frame_rate * self.bits_per_frame
+
+    @property
+    def padding_multiple(self) -> int:
+        """Samples: the encoder hears silence after a clip up to a multiple of this."""
+        return self.padding_frames * self.hop_length
+
+    @property
+    def encoder_lookahead_samples(self) -> int:
+        """Samples after a frame's last one that its token depends on (the transformer is causal)."""
+        unit_context = UNIT_KERNEL_SIZE // 2
+        lookahead = 2 * (max(TREND_KERNEL_SIZES) // 2) + TREND_CONV_KERNEL_SIZE // 2
+        step = 1
+        for ratio, depth in zip(self.downsampling_ratios, self.encoder_depths):
+            lookahead += depth * unit_context * step
+            step *= ratio
+        return lookahead + (self.encoder_depths[-1] * unit_context + LATENT_KERNEL_SIZE // 2) * step
+
+    @property
+    def decoder_lookahead_samples(self) -> int:
+        """Samples after a frame's last one that the frames' own audio depends on, through the convolutions.
+
+        The enhance blocks normalise over the whole clip: beside this, the audio depends on the clip's statistics.
+        """
+        enhance_context = max(
+            2 * (kernel_size // 2) + TREND_CONV_KERNEL_SIZE // 2 * enhance_dilation(kernel_size)
+            for kernel_size in ENHANCE_KERNEL_SIZES
+        )
+        step = math.prod(self.upsampling_ratios)
+        lookahead = step * (LATENT_KERNEL_SIZE // 2)
+        if self.transformer_downsampling_ratio > 1:
+            lookahead += self.hop_length  # linear up-sampling reads the next frame
+        for ratio, depth in zip(self.upsampling_ratios, self.decoder_depths):
+            lookahead += (depth * (UNIT_KERNEL_SIZE // 2) + enhance_context + (ratio > 1)) * step
+            step //= ratio
+        return lookahead + TAIL_KERNEL_SIZE // 2 * (sum(TAIL_DILATIONS) + 1)
+
+    @classmethod
+    def from_preset(cls, name: str, **overrides) -> "CodecConfig":
+        """The configuration of a published model, by a name of `fsqcodec.list_presets()`.
+
+        `overrides` replace single fields. Raises `ValueError` for an unknown name.
+        """
+        if name not in PRESETS:
+            raise ValueError(f"there is no preset {name!r}; the presets are: {', '.join(PRESETS)}")
+        return cls(**{**PRESETS[name], **overrides})
+
+
+def enhance_dilation(kernel_size: int) -> int:
+    """Dilation of the convolution that follows a trend pool of an enhance block."""
+    return kernel_size // 2 + 1
+
+
+_OWN_FIELDS = tuple(CodecConfig.__annotations__)
+_KNOWN_EXTRAS = {"auto_map", "model_type", "name_or_path", "_commit_hash", "torch_dtype", "attn_implementation"}
+
+
+# What the two families share at every rate, and each preset's own numbers, from the configurations that come with the
+# original packages l3ac 1.0 and sq_codec 0.0.1 (the latter's file for 12 kbit/s at 24 kHz says 16000 Hz; the table its
+# authors publish says 24000).
+
+_L3AC = {
+    "latent_dim": 128,
+    "head_dim": 32,
+    "encoder_hidden_sizes": (24, 48, 96, 192),
+    "encoder_depths": (1, 1, 1, 2),
+    "decoder_hidden_sizes": (512, 256, 96, 48, 24),
+    "decoder_depths": (3, 3, 2, 1),
+    "encoder_transformer_depths": (1, 2),
+    "decoder_transformer_depths": (3, 2),
+    "quantizer_bound": "tanh",
+    "norm_eps": 1e-8,
+}
+_SQCODEC = {
+    "latent_dim": 256,
+    "head_dim": 64,
+    "encoder_hidden_sizes": (24, 48, 96, 192),
+    "encoder_depths": (1, 1, 1, 2),
+    "decoder_hidden_sizes": (384, 192, 96, 48, 24),
+    "decoder_depths": (3, 2, 2, 1),
+    "encoder_transformer_depths": (2, 3),
+    "decoder_transformer_depths": (3, 2),
+    "quantizer_bound": "fsq",
+    "norm_eps": 2.0**-23,
+}
+_SQCODEC_HIGH_RATE = {
+    **_SQCODEC,
+    "encoder_hidden_sizes": (24, 96, 192),
+    "encoder_depths": (1, 1, 2),
+    "decoder_hidden_sizes": (384, 192, 96, 48),
+    "decoder_depths": (3, 2, 1),
+    "transformer_downsampling_ratio": 1,
+    "encoder_transformer_depths": (0, 3),
+    "decoder_transformer_depths": (3, 0),
+}
+_7_LEVELS = (7, 7, 7, 7, 7, 7)
+_9_AND_7_LEVELS = (9, 9, 9, 7, 7, 7)
+
+
+def _rate(downsampling, upsampling, transformer_ratio, window, levels, sampling_rate=16000) -> dict:
+    return {
+        "sampling_rate": sampling_rate,
+        "downsampling_ratios": downsampling,
+        "upsampling_ratios": upsampling,
+        "transformer_downsampling_ratio": transformer_ratio,
+        "attention_window_size": window,
+        "quantization_levels": levels,
+    }
+
+
+def _sqcodec(shared: dict, *rate, **kwargs) -> dict:
+    fields = {**shared, **_rate(*rate, **kwargs)}
+    return {**fields, "padding_frames": fields["attention_window_size"]}
+
+
+PRESETS = {
+    "l3ac-0k75bps": {**_L3AC, **_rate((6, 5, 4), (5, 4, 3, 2), 3, 200, _7_LEVELS)},
+    "l3ac-1kbps": {**_L3AC, **_rate((6, 5, 3), (5, 3, 3, 2), 3, 250, _7_LEVELS)},
+    "l3ac-1k5bps": {**_L3AC, **_rate((6, 5, 3), (5, 3, 3, 2), 2, 300, _7_LEVELS)},
+    "l3ac-3kbps": {
+        **_L3AC,
+        **_rate((6, 4, 4), (4, 4, 3, 2), 1, 400, _9_AND_7_LEVELS),
+        "encoder_transformer_depths": (0, 1),
+        "decoder_transformer_depths": (3, 0),
+    },
+    "sqcodec-0k75bps": _sqcodec(_SQCODEC, (6, 5, 4), (5, 4, 3, 2), 3, 200, _7_LEVELS),
+    "sqcodec-1k5bps": _sqcodec(_SQCODEC, (6, 5, 3), (5, 3, 3, 2), 2, 300, _7_LEVELS),
+    "sqcodec-3kbps": {
+        **_sqcodec(_SQCODEC, (6, 5, 3), (5, 3, 3, 2), 1, 400, _7_LEVELS),
+        "encoder_transformer_depths": (0, 3),
+        "decoder_transformer_depths": (3, 0),
+    },
+    "sqcodec-6kbps": _sqcodec(_SQCODEC_HIGH_RATE, (9, 5), (5, 3, 3), 1, 300, _7_LEVELS),
+    "sqcodec-12kbps": _sqcodec(_SQCODEC_HIGH_RATE, (6, 4), (4, 3, 2), 1, 400, _9_AND_7_LEVELS),
+    "sqcodec-12kbps-24khz": _sqcodec(
+        _SQCODEC_HIGH_RATE, (6, 6), (4, 3, 3), 1, 400, _9_AND_7_LEVELS, sampling_rate=24000
+    ),
+    "sqcodec-24kbps-24khz": _sqcodec(
+        _SQCODEC_HIGH_RATE, (6, 3), (3, 3, 2), 1, 600, _9_AND_7_LEVELS, sampling_rate=24000
+    ),
+}

@@ -1,0 +1,233 @@
+"""The convolutional half of the codec, on `(batch, num_steps, channels)`: channels last, so that point-wise layers are
+matrix products and depth-wise ones run on adjacent memory.
+
+`mask` is bool `(batch, num_steps, 1)` at the rate of the data it comes with, True where a step belongs to a clip, or
+`None` where every step does. Padding is zeroed before every layer that mixes steps, so a clip hears what it would hear
+alone: zeros.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from .configuration_codec import (
+    ENHANCE_KERNEL_SIZES,
+    TAIL_KERNEL_SIZE,
+    TREND_CONV_KERNEL_SIZE,
+    TREND_KERNEL_SIZES,
+    UNIT_KERNEL_SIZE,
+    enhance_dilation,
+)
+
+TILE_SIZE = 2**17  # numbers in a tile of hidden activations: 512 KiB in float32, which fits a second-level cache
+
+
+def zero_padding(x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Zero the steps that belong to no clip, whatever they hold."""
+    return x if mask is None else x.masked_fill(~mask, 0)
+
+
+def in_tiles(function, x: torch.Tensor, hidden_size: int) -> torch.Tensor:
+    """`function(x)` for a point-wise function on `(..., channels)`, a tile of rows at a time where no gradient is needed,
+    so that its `hidden_size` inner activations stay in the processor's cache."""
+    if torch.is_grad_enabled() or x.device.type != "cpu" or torch.compiler.is_compiling():
+        return function(x)
+    rows = x.reshape(-1, x.shape[-1])
+    return torch.cat([function(tile) for tile in rows.split(TILE_SIZE // hidden_size)]).view(*x.shape[:-1], -1)
+
+
+class Conv1d(nn.Conv1d):
+    """`nn.Conv1d` with an odd kernel and as many steps out as in."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, dilation: int = 1, groups: int = 1):
+        padding = dilation * (kernel_size // 2)
+        super().__init__(in_channels, out_channels, kernel_size, padding=padding, dilation=dilation, groups=groups)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`(batch, num_steps, in_channels)` to `(batch, num_steps, out_channels)`.
+
+        As a two-dimensional convolution of height 1, which has a channels-last kernel; the one-dimensional has none.
+        """
+        image = x.transpose(1, 2).unsqueeze(2)
+        weight = self.weight.unsqueeze(2)
+        image = F.conv2d(image, weight, self.bias, 1, (0, *self.padding), (1, *self.dilation), self.groups)
+        return image.squeeze(2).transpose(1, 2)
+
+
+class DownsamplingConv1d(nn.Conv1d):
+    """Convolution whose stride equals its kernel: a matrix product on groups of `ratio` steps."""
+
+    def __init__(self, in_channels: int, out_channels: int, ratio: int):
+        super().__init__(in_channels, out_channels, kernel_size=ratio, stride=ratio)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`(batch, num_steps, in_channels)` to `(batch, num_steps / ratio, out_channels)`."""
+        groups = x.reshape(x.shape[0], -1, self.kernel_size[0] * self.in_channels)
+        return F.linear(groups, self.weight.transpose(1, 2).flatten(1), self.bias)
+
+
+def upsample_linear(x: torch.Tensor, ratio: int, mask: torch.Tensor | None) -> torch.Tensor:
+    """Linear interpolation of `(batch, num_steps, channels)` to `ratio` times the steps, edges held.
+
+    An integer ratio has `ratio` phases with constant weights, so the result does not drift with length as
+    `F.interpolate(mode="linear")` does, whose positions are float32.
+    """
+    before = torch.cat([x[:, :1], x[:, :-1]], dim=1)
+    after = torch.cat([x[:, 1:], x[:, -1:]], dim=1)
+    if mask is not None:
+        after_is_real = F.pad(mask[:, 1:], (0, 0, 0, 1))
+        after = torch.where(after_is_real, after, x)
+    offsets = [(phase + 0.5) / ratio - 0.5 for phase in range(ratio)]
+    phases = [torch.lerp(x, after if offset > 0 else before, abs(offset)) for offset in offsets]
+    return torch.stack(phases, dim=2).flatten(1, 2)
+
+
+def trend_pool(signal: torch.Tensor, kernel_size: int, mask: torch.Tensor | None) -> torch.Tensor:
+    """Smoothed envelope of `(batch, 1, num_steps)`: mean of the maximum of the magnitude, each over `kernel_size` steps.
+
+    The signal itself for `kernel_size` 1. `mask` is `(batch, 1, num_steps)` here, and padding is zero in and out.
+    """
+    if kernel_size == 1:
+        return signal
+    peaks = F.max_pool1d(signal.abs(), kernel_size, stride=1, padding=kernel_size // 2)
+    envelope = F.avg_pool1d(zero_padding(peaks, mask), kernel_size, stride=1, padding=kernel_size // 2)
+    return zero_padding(envelope, mask)
+
+
+class TrendStem(nn.Module):
+    """The encoder's first block: waveform and envelopes at five widths, mixed point by point."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        num_trends = len(TREND_KERNEL_SIZES)
+        self.trends = Conv1d(num_trends, 4 * num_trends, TREND_CONV_KERNEL_SIZE, groups=num_trends)
+        self.expand = nn.Linear(4 * num_trends, 16 * num_trends)
+        self.contract = nn.Linear(16 * num_trends, channels)
+        self.skip = nn.Linear(1, channels, bias=False)
+
+    def forward(self, signal: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """`(batch, num_samples, 1)` to `(batch, num_samples, channels)`."""
+        row_mask = None if mask is None else mask.transpose(1, 2)
+        rows = signal.transpose(1, 2)
+        trends = torch.cat([trend_pool(rows, kernel_size, row_mask) for kernel_size in TREND_KERNEL_SIZES], dim=1)
+        trends = self.trends(trends.transpose(1, 2))
+        return in_tiles(self._mix, trends, self.expand.out_features) + self.skip(signal)
+
+    def _mix(self, trends: torch.Tensor) -> torch.Tensor:
+        return self.contract(F.gelu(self.expand(trends)))
+
+
+class ClipNorm(nn.Module):
+    """Instance norm of `(batch, channels, num_steps)`: each channel's mean and variance over the clip's own steps."""
+
+    def __init__(self, channels: int, eps: float = 1e-5):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.empty(channels, 1))
+        self.bias = nn.Parameter(torch.empty(channels, 1))
+        self.reset_parameters()
+
+    def reset_parameters(self):
+        init.ones_(self.weight)
+        init.zeros_(self.bias)
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """Normalised x; statistics are in float32. `mask` is `(batch, 1, num_steps)` here."""
+        mean, variance = self.statistics(x.float(), mask)
+        x = (x.float() - mean) * torch.rsqrt(variance + self.eps)
+        return x.to(self.weight.dtype) * self.weight + self.bias
+
+    def statistics(self, x: torch.Tensor, mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and variance, `(batch, channels, 1)`."""
+        num_steps = x.shape[-1] if mask is None else mask.sum(dim=-1, keepdim=True)
+        mean = zero_padding(x, mask).sum(dim=-1, keepdim=True) / num_steps
+        variance = zero_padding(x - mean, mask).square().sum(dim=-1, keepdim=True) / num_steps
+        return mean, variance
+
+
+class TrendEnhance(nn.Module):
+    """The decoder's enhance block: scales every channel by what the envelopes of the first one say."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.trends = nn.ModuleList(
+            nn.Conv1d(1, 1, TREND_CONV_KERNEL_SIZE, padding="same", dilation=enhance_dilation(kernel_size))
+            for kernel_size in ENHANCE_KERNEL_SIZES
+        )
+        self.norm = ClipNorm(len(ENHANCE_KERNEL_SIZES))
+        self.to_gain = nn.Linear(len(ENHANCE_KERNEL_SIZES), channels)
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """`(batch, num_steps, channels)` to the same shape."""
+        row_mask = None if mask is None else mask.transpose(1, 2)
+        row = zero_padding(x[..., :1].transpose(1, 2).contiguous(), row_mask)
+        trends = [
+            conv(trend_pool(row, kernel_size, row_mask)) for conv, kernel_size in zip(self.trends, ENHANCE_KERNEL_SIZES)
+        ]
+        gain = self.to_gain(self.norm(torch.cat(trends, dim=1), row_mask).transpose(1, 2))
+        return torch.addcmul(x, x, gain)
+
+
+class ConvUnit(GradientCheckpointingLayer):
+    """Residual unit: depth-wise convolution over time, then an MLP over channels with u + sin(u)^2 between its layers.
+
+    The originals have Snake (h + sin(a h)^2 / a) there, with a learned `a` for each hidden channel, followed by a GRN
+    whose norm runs over time and channels together: its ratio of the norm to its own mean is 1 (up to 1e-7), which leaves
+    the point-wise affine (1 + gamma) h + beta. `a`, gamma and beta are constants between two linear layers and are folded
+    into them by the conversion.
+    """
+
+    def __init__(self, channels: int, norm_eps: float):
+        super().__init__()
+        self.depthwise = Conv1d(channels, channels, UNIT_KERNEL_SIZE, groups=channels)
+        self.norm = nn.LayerNorm(channels, eps=norm_eps)
+        self.expand = nn.Linear(channels, 4 * channels)
+        self.contract = nn.Linear(4 * channels, channels)
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """`(batch, num_steps, channels)` to the same shape."""
+        y = self.depthwise(zero_padding(x, mask))
+        return x + in_tiles(self._mix, y, self.expand.out_features)
+
+    def _mix(self, y: torch.Tensor) -> torch.Tensor:
+        hidden = self.expand(self.norm(y))
+        sine = torch.sin(hidden)
+        if torch.is_grad_enabled():
+            return self.contract(torch.addcmul(hidden, sine, sine))
+        return self.contract(hidden.addcmul_(sine, sine))
+
+
+class Snake(nn.Module):
+    """x + sin(a x)^2 / a, with a learned `a` for each channel (Ziyin et al. 2020, https://arxiv.org/abs/2006.08195)."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.alpha = nn.Parameter(torch.empty(channels))
+        self.reset_parameters()
+
+    def reset_parameters(self):
+        init.ones_(self.alpha)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`(..., channels)` to the same shape."""
+        sine = torch.sin(x * self.alpha)
+        scaled_sine = sine * (self.alpha.float() + 1e-8).reciprocal().to(x.dtype)
+        return torch.addcmul(x, sine, scaled_sine)
+
+
+class SnakeUnit(GradientCheckpointingLayer):
+    """Residual unit of the full-rate tail: a dilated and a point-wise convolution, Snake before each."""
+
+    def __init__(self, channels: int, dilation: int):
+        super().__init__()
+        self.snake_in = Snake(channels)
+        self.dilated = Conv1d(channels, channels, TAIL_KERNEL_SIZE, dilation=dilation)
+        self.snake_out = Snake(channels)
+        self.pointwise = nn.Linear(channels, channels)
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """`(batch, num_samples, channels)` to the same shape."""
+        y = self.dilated(zero_padding(self.snake_in(x), mask))
+        return x + self.pointwise(self.snake_out(y))

@@ -1,0 +1,114 @@
+"""CodecFeatureExtractor: waveforms -> padded batch and mask."""
+
+import numpy as np
+from transformers import BatchFeature, SequenceFeatureExtractor
+from transformers.utils import PaddingStrategy, TensorType, logging
+
+logger = logging.get_logger(__name__)
+
+LOUDEST_SENSIBLE_PEAK = 8.0  # a float peak above this is audio that was not scaled to [-1, 1]
+
+
+class CodecFeatureExtractor(SequenceFeatureExtractor):
+    """Prepares mono audio for [`CodecModel`]: checks it, pads a batch on the right and says what is padding.
+
+    Args:
+        feature_size (`int`): channels; 1.
+        sampling_rate (`int`): Hz the model works at; audio at another rate is refused, not resampled.
+        padding_value (`float`): 0.0, silence.
+    """
+
+    model_input_names = ["input_values", "padding_mask"]
+
+    def __init__(self, feature_size: int = 1, sampling_rate: int = 16000, padding_value: float = 0.0, **kwargs):
+        super().__init__(feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
+
+    def __call__(
+        self,
+        audio,
+        sampling_rate: int | None = None,
+        padding: bool | str | PaddingStrategy = True,
+        max_length: int | None = None,
+        truncation: bool = False,
+        return_tensors: str | TensorType | None = None,
+    ) -> BatchFeature:
+        """One clip or a list of clips to `input_values` and `padding_mask`.
+
+        Args:
+            audio: a clip is a numpy array, a torch tensor or a list of floats, `(num_samples,)`, mono; floats in [-1, 1],
+                or int16, which is divided by 32768. A list of clips is a batch.
+            sampling_rate (`int`, *optional*): Hz of `audio`; a warning reminds of it if it is not given.
+            padding: `True` or `"longest"` pads to the longest clip, `"max_length"` to `max_length`, `False` not at all.
+            max_length (`int`, *optional*): samples.
+            truncation (`bool`): cut clips to `max_length`.
+            return_tensors (`str`, *optional*): `"pt"` or `"np"`; numpy arrays if not given.
+
+        Returns:
+            `input_values`, float32 `(batch, 1, num_samples)`, and `padding_mask`, int32 `(batch, num_samples)`, 1 for
+            audio and 0 for padding; lists of arrays with `padding=False` and without `return_tensors`.
+
+        Raises:
+            ValueError: another sampling rate; no clip or an empty one; more than one channel; integers other than int16;
+                NaN or infinite samples; a peak that shows samples outside of [-1, 1] by their scale.
+        """
+        if sampling_rate is None:
+            logger.warning(
+                f"pass sampling_rate to {type(self).__name__}: audio that is not at {self.sampling_rate} Hz "
+                "would give wrong tokens without an error"
+            )
+        elif sampling_rate != self.sampling_rate:
+            raise ValueError(
+                f"audio is at {sampling_rate} Hz, the model needs {self.sampling_rate} Hz: resample it first, for example "
+                f"soxr.resample(audio, {sampling_rate}, {self.sampling_rate})"
+            )
+        is_batch = isinstance(audio, (list, tuple)) and len(audio) > 0 and not np.isscalar(audio[0])
+        clips = [
+            _checked_clip(clip, f"audio[{i}]" if is_batch else "audio")
+            for i, clip in enumerate(audio if is_batch else [audio])
+        ]
+        batch = self.pad(
+            BatchFeature({"input_values": clips}),
+            padding=padding,
+            max_length=max_length,
+            truncation=truncation,
+            return_attention_mask=True,
+        )
+        values, masks = batch["input_values"], batch["attention_mask"]
+        features = BatchFeature({"input_values": [value[np.newaxis] for value in values], "padding_mask": list(masks)})
+        if padding or return_tensors is not None:
+            features = features.convert_to_tensors(return_tensors or "np")
+        return features
+
+
+def _checked_clip(clip, name: str) -> np.ndarray:
+    """The clip as float32 `(num_samples,)`, or a ValueError that says what is wrong with it."""
+    if hasattr(clip, "detach"):
+        clip = clip.detach().cpu()
+        clip = (clip.float() if clip.is_floating_point() else clip).numpy()
+    clip = np.asarray(clip)
+    if clip.ndim != 1:
+        raise ValueError(
+            f"{name} has shape {clip.shape}: mono audio (num_samples,) is wanted. Take one channel or the mean of them "
+            "(audio.mean(axis=0) where channels come first); pass a batch as a list of clips"
+        )
+    if clip.size == 0:
+        raise ValueError(f"{name} is empty: at least one sample is wanted")
+    if clip.dtype == np.int16:
+        return clip.astype(np.float32) / 32768
+    if clip.dtype.kind != "f":
+        raise ValueError(
+            f"{name} holds {clip.dtype}: floats in [-1, 1] or int16 are wanted. Divide other integers by their full scale"
+        )
+    clip = clip.astype(np.float32)
+    if not np.isfinite(clip).all():
+        first = int(np.flatnonzero(~np.isfinite(clip))[0])
+        raise ValueError(f"{name} has NaN or infinite samples, the first at index {first}: repair or drop the clip")
+    peak = float(np.abs(clip).max())
+    if peak > LOUDEST_SENSIBLE_PEAK:
+        raise ValueError(f"{name} peaks at {peak:g}: samples in [-1, 1] are wanted. Divide 16-bit samples by 32768")
+    return clip
+
+
+CodecFeatureExtractor.register_for_auto_class("AutoFeatureExtractor")
+
+__all__ = ["CodecFeatureExtractor"]

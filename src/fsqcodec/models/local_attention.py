@@ -1,0 +1,172 @@
+"""Causal transformer layers that look back one block: the codec's memory over seconds.
+
+Time is cut into blocks of `window_size` steps on an absolute grid. A query sees its own block up to itself and the whole
+block before. What a query adds to a score for the distance to a key is a small network's output for that distance, one
+number for each head.
+
+Legend: B batch, H heads, T steps, D channels of a head, W window_size, Q queries of a tile.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from .convolution import DownsamplingConv1d, upsample_linear
+
+MAX_TILE_SIZE = 128  # queries that share one attention call: few enough to skip most keys that lie in their future
+
+
+class DynamicPositionBias(nn.Module):
+    """Distance in steps -> what it adds to an attention score, for each head."""
+
+    def __init__(self, hidden_size: int, num_heads: int):
+        super().__init__()
+        self.input = nn.Linear(1, hidden_size)
+        self.hidden = nn.Linear(hidden_size, hidden_size)
+        self.output = nn.Linear(hidden_size, num_heads)
+
+    def forward(self, num_distances: int) -> torch.Tensor:
+        """`(H, num_distances)`, float32, for the distances 0, 1, ...; bfloat16 could not tell large ones apart."""
+        x = torch.arange(num_distances, dtype=torch.float32, device=self.input.weight.device).unsqueeze(-1)
+        x = F.silu(F.linear(x, self.input.weight.float(), self.input.bias.float()))
+        x = F.silu(F.linear(x, self.hidden.weight.float(), self.hidden.bias.float()))
+        return F.linear(x, self.output.weight.float(), self.output.bias.float()).transpose(0, 1)
+
+
+def tile_bias(bias: torch.Tensor, tile_size: int) -> torch.Tensor:
+    """Biases by distance `(H, 2W)` to a table `(H, Q, 2W + Q)` whose row q, column 2W + k is the bias of the tile's query
+    q to the key k steps after the tile's first query (before it for a negative k), and -inf where that key is later."""
+    num_distances = bias.shape[-1]
+    by_lag = F.pad(F.pad(bias, (tile_size - 1, 0), value=-math.inf), (0, tile_size))
+    rows = by_lag.flip(-1).unfold(-1, num_distances + tile_size, 1)
+    return rows.flip(-2)
+
+
+class LocalAttention(nn.Module):
+    """Multi-head attention from each block to itself and the block before, causal."""
+
+    def __init__(self, hidden_size: int, num_heads: int, head_dim: int, window_size: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.head_dim = head_dim
+        self.window_size = window_size
+        self.to_qkv = nn.Linear(hidden_size, 3 * num_heads * head_dim, bias=False)
+        self.to_out = nn.Linear(num_heads * head_dim, hidden_size, bias=False)
+
+    def forward(self, x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        """`(B, T, hidden_size)` and the table of `tile_bias` to `(B, T, hidden_size)`."""
+        batch_size, num_steps, _ = x.shape
+        query, key, value = (
+            self.to_qkv(x).view(batch_size, num_steps, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        )
+        bias = bias.to(query.dtype)
+        tiles = []
+        for start, stop in self._tiles(num_steps, tile_size=bias.shape[1]):
+            first_key = max(start // self.window_size - 1, 0) * self.window_size
+            columns = slice(2 * self.window_size + first_key - start, 2 * self.window_size + stop - start)
+            tiles.append(
+                F.scaled_dot_product_attention(
+                    query[:, :, start:stop],
+                    key[:, :, first_key:stop],
+                    value[:, :, first_key:stop],
+                    attn_mask=bias[None, :, : stop - start, columns],
+                )
+            )
+        return self.to_out(torch.cat(tiles, dim=2).transpose(1, 2).flatten(2))
+
+    def _tiles(self, num_steps: int, tile_size: int):
+        """The steps from 0 to `num_steps` in tiles that do not cross the blocks' borders."""
+        for block_start in range(0, num_steps, self.window_size):
+            block_stop = min(block_start + self.window_size, num_steps)
+            for start in range(block_start, block_stop, tile_size):
+                yield start, min(start + tile_size, block_stop)
+
+
+class LocalTransformerLayer(GradientCheckpointingLayer):
+    """Attention and gated MLP, each after a layer norm and added to its input."""
+
+    def __init__(self, hidden_size: int, num_heads: int, head_dim: int, window_size: int):
+        super().__init__()
+        intermediate_size = hidden_size * 8 // 3
+        self.attention_norm = nn.LayerNorm(hidden_size)
+        self.attention = LocalAttention(hidden_size, num_heads, head_dim, window_size)
+        self.mlp_norm = nn.LayerNorm(hidden_size)
+        self.up_and_gate = nn.Linear(hidden_size, 2 * intermediate_size, bias=False)
+        self.down = nn.Linear(intermediate_size, hidden_size, bias=False)
+
+    def forward(self, x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        """`(B, T, hidden_size)` to the same shape."""
+        x = x + self.attention(self.attention_norm(x), bias)
+        up, gate = self.up_and_gate(self.mlp_norm(x)).chunk(2, dim=-1)
+        return x + self.down(up * F.gelu(gate))
+
+
+class LocalTransformer(nn.Module):
+    """Layers at one rate that share their position bias. Padding after a clip needs no mask: nothing looks ahead."""
+
+    def __init__(self, hidden_size: int, num_layers: int, num_heads: int, head_dim: int, window_size: int):
+        super().__init__()
+        self.window_size = window_size
+        self.tile_size = math.ceil(window_size / math.ceil(window_size / MAX_TILE_SIZE))
+        self.position_bias = DynamicPositionBias(hidden_size // 2, num_heads)
+        self.layers = nn.ModuleList(
+            LocalTransformerLayer(hidden_size, num_heads, head_dim, window_size) for _ in range(num_layers)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`(B, T, hidden_size)` to the same shape."""
+        bias = tile_bias(self.position_bias(2 * self.window_size), self.tile_size)
+        for layer in self.layers:
+            x = layer(x, bias)
+        return x
+
+
+class DownsamplingTransformer(nn.Module):
+    """The encoder's: layers at the rate of the convolutions, a strided convolution, layers at the frame rate."""
+
+    def __init__(self, config):
+        super().__init__()
+        num_fine_layers, num_frame_layers = config.encoder_transformer_depths
+        ratio = config.transformer_downsampling_ratio
+        self.fine_layers = _layers(config, num_fine_layers, ratio)
+        self.downsample = (
+            DownsamplingConv1d(config.latent_dim, config.latent_dim, ratio) if ratio > 1 else nn.Identity()
+        )
+        self.frame_layers = _layers(config, num_frame_layers)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`(batch, num_frames * ratio, latent_dim)` to `(batch, num_frames, latent_dim)`."""
+        return self.frame_layers(self.downsample(self.fine_layers(x)))
+
+
+class UpsamplingTransformer(nn.Module):
+    """The decoder's: layers at the frame rate, linear up-sampling, layers at the rate of the convolutions."""
+
+    def __init__(self, config):
+        super().__init__()
+        num_frame_layers, num_fine_layers = config.decoder_transformer_depths
+        self.ratio = config.transformer_downsampling_ratio
+        self.frame_layers = _layers(config, num_frame_layers)
+        self.fine_layers = _layers(config, num_fine_layers, self.ratio)
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """`(batch, num_frames, latent_dim)` to `(batch, num_frames * ratio, latent_dim)`."""
+        x = self.frame_layers(x)
+        if self.ratio > 1:
+            x = upsample_linear(x, self.ratio, mask)
+        return self.fine_layers(x)
+
+
+def _layers(config, num_layers: int, steps_per_frame: int = 1) -> nn.Module:
+    if num_layers == 0:
+        return nn.Identity()
+    return LocalTransformer(
+        config.latent_dim,
+        num_layers,
+        config.num_attention_heads,
+        config.head_dim,
+        window_size=config.attention_window_size * steps_per_frame,
+    )

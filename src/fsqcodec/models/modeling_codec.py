@@ -1,0 +1,394 @@
+"""CodecModel: the codecs L3AC and SQCodec (https://arxiv.org/abs/2504.04949), one architecture.
+
+waveform -> convolutions -> local transformer -> finite scalar quantizer -> local transformer -> convolutions -> waveform
+
+Inside, data is `(batch, num_steps, channels)`; the public methods take and return what Transformers' codecs do.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers.modeling_utils import PreTrainedAudioTokenizerBase
+from transformers.utils import ModelOutput, can_return_tuple
+
+from .configuration_codec import LATENT_KERNEL_SIZE, TAIL_DILATIONS, TAIL_KERNEL_SIZE, CodecConfig
+from .convolution import (
+    Conv1d,
+    ConvUnit,
+    DownsamplingConv1d,
+    Snake,
+    SnakeUnit,
+    TrendEnhance,
+    TrendStem,
+    upsample_linear,
+    zero_padding,
+)
+from .local_attention import DownsamplingTransformer, UpsamplingTransformer
+from .quantization import FiniteScalarQuantizer
+
+
+@dataclass
+class CodecEncoderOutput(ModelOutput):
+    """What [`CodecModel.encode`] returns.
+
+    Args:
+        audio_codes (`torch.LongTensor` of shape `(batch, 1, num_frames)`): tokens in [0, codebook_size); 0 in padding.
+        audio_codes_mask (`torch.LongTensor` of shape `(batch, num_frames)`): 1 where a frame holds audio, 0 in padding.
+        latents (`torch.FloatTensor` of shape `(batch, latent_dim, num_frames)`, with `output_latents=True`): the
+            encoder's output, before quantization; 0 in padding.
+    """
+
+    audio_codes: torch.LongTensor | None = None
+    audio_codes_mask: torch.LongTensor | None = None
+    latents: torch.FloatTensor | None = None
+
+
+@dataclass
+class CodecDecoderOutput(ModelOutput):
+    """What [`CodecModel.decode`] returns.
+
+    Args:
+        audio_values (`torch.FloatTensor` of shape `(batch, 1, num_samples)`): audio in (-1, 1) at
+            `config.sampling_rate`; 0 after a clip's last frame.
+    """
+
+    audio_values: torch.FloatTensor | None = None
+
+
+@dataclass
+class CodecOutput(ModelOutput):
+    """What [`CodecModel.forward`] returns.
+
+    Args:
+        audio_values (`torch.FloatTensor` of shape `(batch, 1, num_samples)`): as long as the input; 0 in its padding.
+        audio_codes (`torch.LongTensor` of shape `(batch, 1, num_frames)`): as `encode` returns them.
+        audio_codes_mask (`torch.LongTensor` of shape `(batch, num_frames)`): as `encode` returns it.
+        latents (`torch.FloatTensor` of shape `(batch, latent_dim, num_frames)`, with `output_latents=True`): as `encode`
+            returns them.
+    """
+
+    audio_values: torch.FloatTensor | None = None
+    audio_codes: torch.LongTensor | None = None
+    audio_codes_mask: torch.LongTensor | None = None
+    latents: torch.FloatTensor | None = None
+
+
+class EncoderStage(nn.Module):
+    """Convolution units at one rate, then down to the next."""
+
+    def __init__(self, in_channels: int, out_channels: int, depth: int, ratio: int, norm_eps: float):
+        super().__init__()
+        self.ratio = ratio
+        self.units = nn.ModuleList(ConvUnit(in_channels, norm_eps) for _ in range(depth))
+        self.downsample = DownsamplingConv1d(in_channels, out_channels, ratio)
+        self.norm = nn.LayerNorm(out_channels, eps=norm_eps)
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """x `(batch, num_steps, in_channels)` and its mask to `(batch, num_steps / ratio, out_channels)` and its mask."""
+        for unit in self.units:
+            x = unit(x, mask)
+        return self.norm(self.downsample(x)), None if mask is None else mask[:, :: self.ratio]
+
+
+class CodecEncoder(nn.Module):
+    """Waveform `(batch, num_samples, 1)` to latents `(batch, num_samples / hop_length, latent_dim)`."""
+
+    def __init__(self, config: CodecConfig):
+        super().__init__()
+        sizes = config.encoder_hidden_sizes
+        self.stem = TrendStem(sizes[0])
+        self.stages = nn.ModuleList(
+            EncoderStage(in_channels, out_channels, depth, ratio, config.norm_eps)
+            for in_channels, out_channels, depth, ratio in zip(
+                sizes[:-1], sizes[1:], config.encoder_depths, config.downsampling_ratios
+            )
+        )
+        self.units = nn.ModuleList(ConvUnit(sizes[-1], config.norm_eps) for _ in range(config.encoder_depths[-1]))
+        self.to_latents = Conv1d(sizes[-1], config.latent_dim, LATENT_KERNEL_SIZE)
+        self.transformer = DownsamplingTransformer(config)
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        x = self.stem(x, mask)
+        for stage in self.stages:
+            x, mask = stage(x, mask)
+        for unit in self.units:
+            x = unit(x, mask)
+        return self.transformer(self.to_latents(zero_padding(x, mask)))
+
+
+class DecoderStage(nn.Module):
+    """Convolution units at one rate, the enhance block, then up to the next rate."""
+
+    def __init__(self, in_channels: int, out_channels: int, depth: int, ratio: int, norm_eps: float):
+        super().__init__()
+        self.ratio = ratio
+        self.units = nn.ModuleList(ConvUnit(in_channels, norm_eps) for _ in range(depth))
+        self.enhance = TrendEnhance(in_channels)
+        self.project = nn.Linear(in_channels, out_channels)
+        self.norm = nn.LayerNorm(out_channels, eps=norm_eps)
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """x `(batch, num_steps, in_channels)` and its mask to `(batch, num_steps * ratio, out_channels)` and its mask."""
+        for unit in self.units:
+            x = unit(x, mask)
+        x = self.project(self.enhance(x, mask))
+        x = self.norm(upsample_linear(x, self.ratio, mask))
+        return x, None if mask is None else mask.repeat_interleave(self.ratio, dim=1)
+
+
+class CodecDecoder(nn.Module):
+    """The quantizer's output `(batch, num_frames, latent_dim)` to a waveform `(batch, num_frames * hop_length, 1)`."""
+
+    def __init__(self, config: CodecConfig):
+        super().__init__()
+        sizes = config.decoder_hidden_sizes
+        self.steps_per_frame = config.transformer_downsampling_ratio
+        self.transformer = UpsamplingTransformer(config)
+        self.from_latents = Conv1d(config.latent_dim, sizes[0], LATENT_KERNEL_SIZE)
+        self.stages = nn.ModuleList(
+            DecoderStage(in_channels, out_channels, depth, ratio, config.norm_eps)
+            for in_channels, out_channels, depth, ratio in zip(
+                sizes[:-1], sizes[1:], config.decoder_depths, config.upsampling_ratios
+            )
+        )
+        self.tail_units = nn.ModuleList(SnakeUnit(sizes[-1], dilation) for dilation in TAIL_DILATIONS)
+        self.tail_snake = Snake(sizes[-1])
+        self.to_waveform = Conv1d(sizes[-1], 1, TAIL_KERNEL_SIZE)
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        x = self.transformer(x, mask)
+        if mask is not None:
+            mask = mask.repeat_interleave(self.steps_per_frame, dim=1)
+        x = self.from_latents(zero_padding(x, mask))
+        for stage in self.stages:
+            x, mask = stage(x, mask)
+        for unit in self.tail_units:
+            x = unit(x, mask)
+        x = torch.tanh(self.to_waveform(zero_padding(self.tail_snake(x), mask)))
+        return zero_padding(x, mask)
+
+
+class CodecModel(PreTrainedAudioTokenizerBase):
+    """Speech and audio to one stream of tokens, and back.
+
+    A clip's tokens and its audio do not depend on the batch it is in: padding is masked wherever steps are mixed.
+    """
+
+    config: CodecConfig
+    base_model_prefix = "codec"
+    main_input_name = "input_values"
+    input_modalities = ("audio",)
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _no_split_modules = [
+        "TrendStem",
+        "ConvUnit",
+        "TrendEnhance",
+        "SnakeUnit",
+        "LocalTransformer",
+        "EncoderStage",
+        "DecoderStage",
+        "FiniteScalarQuantizer",
+    ]
+
+    def __init__(self, config: CodecConfig):
+        super().__init__(config)
+        self.encoder = CodecEncoder(config)
+        self.quantizer = FiniteScalarQuantizer(config.latent_dim, config.quantization_levels, config.quantizer_bound)
+        self.decoder = CodecDecoder(config)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module):
+        """Every layer's own initialisation; weights that come from a checkpoint are left alone."""
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+
+    @can_return_tuple
+    def encode(
+        self,
+        input_values: torch.Tensor,
+        padding_mask: torch.Tensor | None = None,
+        output_latents: bool = False,
+        return_dict: bool | None = None,
+    ) -> CodecEncoderOutput:
+        """Audio to tokens.
+
+        Args:
+            input_values (`torch.FloatTensor` of shape `(batch, 1, num_samples)`): audio in [-1, 1] at
+                `config.sampling_rate`.
+            padding_mask (`torch.Tensor` of shape `(batch, num_samples)`, *optional*): 1 for audio, 0 for padding on the
+                right; all audio if not given.
+            output_latents (`bool`): return the latents too.
+
+        Returns:
+            [`CodecEncoderOutput`] with `ceil(num_samples / config.hop_length)` frames.
+
+        Raises:
+            ValueError: shapes other than these, no samples, a clip that is all padding, padding on the left. The mask's
+                values are not checked under `torch.compile`.
+        """
+        latents, frame_mask = self._encode_latents(input_values, padding_mask)
+        _, indices = self.quantizer(latents)
+        return CodecEncoderOutput(
+            **self._code_outputs(indices, frame_mask),
+            latents=self._channels_first(latents, frame_mask) if output_latents else None,
+        )
+
+    @can_return_tuple
+    def decode(
+        self,
+        audio_codes: torch.Tensor | None = None,
+        audio_codes_mask: torch.Tensor | None = None,
+        latents: torch.Tensor | None = None,
+        num_samples: int | None = None,
+        return_dict: bool | None = None,
+    ) -> CodecDecoderOutput:
+        """Tokens, or latents, to audio.
+
+        Args:
+            audio_codes (`torch.LongTensor` of shape `(batch, 1, num_frames)`, *optional*): tokens from anywhere.
+            audio_codes_mask (`torch.Tensor` of shape `(batch, num_frames)`, *optional*): 1 for frames, 0 for padding on
+                the right, whose codes are not looked at; all frames if not given.
+            latents (`torch.FloatTensor` of shape `(batch, latent_dim, num_frames)`, *optional*): instead of
+                `audio_codes`; decoded without being quantized.
+            num_samples (`int`, *optional*): cut the audio to this length. A whole number of frames if not given.
+
+        Returns:
+            [`CodecDecoderOutput`] with `num_frames * config.hop_length` samples, or `num_samples`.
+
+        Raises:
+            ValueError: both or none of `audio_codes` and `latents`, other shapes, codes outside [0, codebook_size), a
+                `num_samples` that the frames do not hold. Values of codes and mask are not checked under
+                `torch.compile`.
+        """
+        if (audio_codes is None) == (latents is None):
+            raise ValueError("decode takes either audio_codes or latents")
+        frames = audio_codes if latents is None else latents
+        num_channels = self.config.num_codebooks if latents is None else self.config.latent_dim
+        name = "audio_codes" if latents is None else "latents"
+        if frames.ndim != 3 or frames.shape[1] != num_channels or 0 in frames.shape:
+            raise ValueError(f"{name} has shape {tuple(frames.shape)}: it must be (batch, {num_channels}, num_frames)")
+        if num_samples is not None and not 0 < num_samples <= frames.shape[2] * self.config.hop_length:
+            raise ValueError(
+                f"num_samples is {num_samples}: {frames.shape[2]} frames hold 1 to "
+                f"{frames.shape[2] * self.config.hop_length} samples"
+            )
+        mask = _right_padding_mask(audio_codes_mask, (frames.shape[0], frames.shape[2]), "audio_codes_mask", "frame")
+        if latents is None:
+            features = self.quantizer.indices_to_features(self._checked_indices(audio_codes, mask))
+        else:
+            features = self.quantizer.latents_to_features(latents.transpose(1, 2))
+        return CodecDecoderOutput(self._decode_features(features, mask, num_samples))
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_values: torch.Tensor,
+        padding_mask: torch.Tensor | None = None,
+        output_latents: bool = False,
+        return_dict: bool | None = None,
+    ) -> CodecOutput:
+        """Audio to tokens to audio of the same length. Arguments and errors are those of [`CodecModel.encode`]; the
+        gradient of `audio_values` reaches the encoder through the straight-through quantizer."""
+        latents, frame_mask = self._encode_latents(input_values, padding_mask)
+        features, indices = self.quantizer(latents)
+        audio_values = self._decode_features(features, frame_mask, num_samples=input_values.shape[-1])
+        if padding_mask is not None:
+            audio_values = zero_padding(audio_values, padding_mask.bool().unsqueeze(1))
+        return CodecOutput(
+            audio_values=audio_values,
+            **self._code_outputs(indices, frame_mask),
+            latents=self._channels_first(latents, frame_mask) if output_latents else None,
+        )
+
+    def _encode_latents(
+        self, input_values: torch.Tensor, padding_mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Latents `(batch, num_frames, latent_dim)` and the mask of their frames, `(batch, num_frames, 1)`.
+
+        Each clip is followed by the silence that its family's encoder hears after it, as much of it as the last frames
+        can hear; what lies further to the right is padding of the batch.
+        """
+        if input_values.ndim != 3 or input_values.shape[1] != 1 or 0 in input_values.shape:
+            raise ValueError(
+                f"input_values has shape {tuple(input_values.shape)}: it must be (batch, 1, num_samples), mono; "
+                "CodecFeatureExtractor makes it"
+            )
+        config = self.config
+        num_samples = input_values.shape[-1]
+        num_frames = _ceil_to_multiple(num_samples, config.hop_length) // config.hop_length
+        heard_samples = min(
+            _ceil_to_multiple(num_samples, config.padding_multiple),
+            _ceil_to_multiple(num_frames * config.hop_length + config.encoder_lookahead_samples, config.hop_length),
+        )
+        mask = _right_padding_mask(padding_mask, (input_values.shape[0], num_samples), "padding_mask", "sample")
+        frame_mask = sample_mask = None
+        x = input_values.transpose(1, 2).to(self.dtype)
+        if mask is not None:
+            x = zero_padding(x, mask)
+            clip_samples = mask.sum(dim=1, keepdim=True)
+            steps = torch.arange(heard_samples, device=mask.device)[None, :, None]
+            sample_mask = steps < _ceil_to_multiple(clip_samples, config.padding_multiple)
+            frame_mask = steps[:, :num_frames] * config.hop_length < clip_samples
+        x = nn.functional.pad(x, (0, 0, 0, heard_samples - num_samples))
+        return self.encoder(x, sample_mask)[:, :num_frames], frame_mask
+
+    def _decode_features(
+        self, features: torch.Tensor, frame_mask: torch.Tensor | None, num_samples: int | None
+    ) -> torch.Tensor:
+        """The quantizer's output `(batch, num_frames, latent_dim)` to audio `(batch, 1, num_samples)`."""
+        return self.decoder(features, frame_mask).transpose(1, 2)[..., :num_samples]
+
+    def _checked_indices(self, audio_codes: torch.Tensor, frame_mask: torch.Tensor | None) -> torch.Tensor:
+        """Indices `(batch, num_frames)`, 0 in padding."""
+        if audio_codes.is_floating_point() or audio_codes.dtype == torch.bool:
+            raise ValueError(f"audio_codes are {audio_codes.dtype}: they must be integers")
+        indices = audio_codes[:, 0].to(torch.int64)
+        if frame_mask is not None:
+            indices = zero_padding(indices, frame_mask[..., 0])
+        if not torch.compiler.is_compiling():
+            lowest, highest = torch.aminmax(indices)
+            if lowest < 0 or highest >= self.config.codebook_size:
+                raise ValueError(
+                    f"audio_codes range from {int(lowest)} to {int(highest)}: this codec's codes are 0 to "
+                    f"{self.config.codebook_size - 1}"
+                )
+        return indices
+
+    def _code_outputs(self, indices: torch.Tensor, frame_mask: torch.Tensor | None) -> dict:
+        """`audio_codes` and `audio_codes_mask` as the outputs hold them."""
+        if frame_mask is None:
+            return {"audio_codes": indices.unsqueeze(1), "audio_codes_mask": torch.ones_like(indices)}
+        mask = frame_mask[..., 0]
+        return {"audio_codes": zero_padding(indices, mask).unsqueeze(1), "audio_codes_mask": mask.to(torch.int64)}
+
+    def _channels_first(self, latents: torch.Tensor, frame_mask: torch.Tensor | None) -> torch.Tensor:
+        return zero_padding(latents, frame_mask).transpose(1, 2)
+
+
+def _ceil_to_multiple(number, multiple: int):
+    return -(-number // multiple) * multiple
+
+
+def _right_padding_mask(mask: torch.Tensor | None, shape: tuple[int, int], name: str, unit: str) -> torch.Tensor | None:
+    """The mask as bool `(batch, num_steps, 1)`, or `None` where it masks nothing."""
+    if mask is None:
+        return None
+    if mask.shape != shape:
+        raise ValueError(f"{name} has shape {tuple(mask.shape)}: it must be {shape}, one number a {unit}")
+    mask = mask.bool()
+    if not torch.compiler.is_compiling():
+        if mask.all():
+            return None
+        if not mask[:, 0].all() or (mask[:, 1:] & ~mask[:, :-1]).any():
+            raise ValueError(
+                f"{name} must be ones followed by zeros in every row, at least one of them: pad on the right"
+            )
+    return mask.unsqueeze(-1)
+
+
+CodecConfig.register_for_auto_class()
+CodecModel.register_for_auto_class("AutoModel")
+
+__all__ = ["CodecModel", "CodecEncoderOutput", "CodecDecoderOutput", "CodecOutput"]
