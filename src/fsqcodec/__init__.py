@@ -6,9 +6,13 @@ Importing this package registers them: `AutoModel`, `AutoModelForAudioTokenizati
 
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForAudioTokenization
 
+from .conversion import convert_checkpoint
 from .models.configuration_codec import CodecConfig
 from .models.feature_extraction_codec import CodecFeatureExtractor
 from .models.modeling_codec import CodecModel
+from .presets import list_presets
+
+__all__ = ["CodecConfig", "CodecFeatureExtractor", "CodecModel", "convert_checkpoint", "list_presets"]
 
 AutoConfig.register(CodecConfig.model_type, CodecConfig)
 AutoModel.register(CodecConfig, CodecModel)

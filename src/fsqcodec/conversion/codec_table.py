@@ -17,7 +17,7 @@ SMALLEST_ALPHA = 1e-6  # Snake is the identity at 0, and u + sin(u)^2 with u = 1
 
 
 def convert_codec(weights: OriginalWeights, config: CodecConfig) -> dict[str, torch.Tensor]:
-    """All of the model's tensors by our names, float32. Raises [`CheckpointError`] unless every tensor has its match."""
+    """All of the model's tensors by our names, float32. Raises [`CheckpointError`] unless all have their match."""
     with torch.device("meta"):
         shapes = {name: tuple(tensor.shape) for name, tensor in CodecModel(config).state_dict().items()}
     converted = {}
@@ -29,7 +29,7 @@ def convert_codec(weights: OriginalWeights, config: CodecConfig) -> dict[str, to
 
 
 def module_table(config: CodecConfig) -> Iterator[tuple]:
-    """(converter, our module, original module) for every module with weights; the original's paths start with the file."""
+    """(converter, our module, original module) for each module with weights; original paths start with the file."""
     for stage, depth in enumerate(config.encoder_depths[:-1]):
         for unit in range(depth):
             yield _unit, f"encoder.stages.{stage}.units.{unit}", f"encoder.blocks.{2 * stage + 1}.{unit}.module"

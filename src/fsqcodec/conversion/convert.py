@@ -1,4 +1,4 @@
-"""convert_checkpoint: an original checkpoint, local or on the Hub, to a folder that `AutoModel.from_pretrained` loads."""
+"""convert_checkpoint: an original checkpoint, local or on the Hub, to a folder that `AutoModel` loads."""
 
 import os
 import shutil
@@ -29,17 +29,19 @@ def convert_checkpoint(
     config: CodecConfig | None = None,
     verify: bool = False,
 ) -> Path:
-    """Convert an original checkpoint to a Transformers folder: config.json, preprocessor_config.json, model.safetensors,
-    README.md.
+    """Convert an original checkpoint to a Transformers folder: config.json, preprocessor_config.json,
+    model.safetensors, README.md and the code for `trust_remote_code=True`.
 
     Args:
         origin: `"l3ac"` or `"sqcodec"`.
-        source: a local folder with the five files encoder.pt, decoder.pt, quantizer.pt, en_encoder.pt and en_decoder.pt,
-            or the id of a Hub repository ("zhai-lw/L3AC", "zhai-lw/SQCodec") from which the preset's files are downloaded.
+        source: a local folder with the five files encoder.pt, decoder.pt, quantizer.pt, en_encoder.pt and
+            en_decoder.pt, or the id of a Hub repository ("zhai-lw/L3AC", "zhai-lw/SQCodec") from which the preset's
+            files are downloaded.
         output_dir: a folder that does not exist yet, or is empty. It appears when everything has succeeded.
         preset: a name of `fsqcodec.list_presets(origin)`.
         config: instead of a preset, the sizes of a checkpoint that no preset describes.
-        verify: run the original package (`pip install fsqcodec[originals]`) on the same weights and compare tokens and audio.
+        verify: run the original package (`pip install fsqcodec[originals]`) on the same weights and compare tokens
+            and audio.
 
     Returns:
         The output folder.

@@ -1,4 +1,4 @@
-"""Reading original checkpoint files, and handing their tensors out one by one so that nothing is missed or left over."""
+"""Reads original checkpoint files and hands their tensors out one by one, so that none is missed or left over."""
 
 import pickle
 import zipfile
@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 MAX_KEYS_IN_MESSAGE = 8
+HINT = "is the preset or config the right one?"
 
 
 class CheckpointError(ValueError):
@@ -40,20 +41,16 @@ class OriginalWeights:
     def take(self, key: str, shape: tuple[int, ...]) -> torch.Tensor:
         """Remove and return a tensor, in float64."""
         if key not in self.tensors:
-            raise CheckpointError(
-                f"the checkpoint has no {key!r} {tuple(shape)}: is the preset or config the right one?"
-            )
+            raise CheckpointError(f"the checkpoint has no {key!r} {tuple(shape)}: {HINT}")
         tensor = self.tensors.pop(key)
         if tensor.shape != tuple(shape):
-            raise CheckpointError(
-                f"{key!r} has shape {tuple(tensor.shape)}, {tuple(shape)} is wanted: is the preset or config the right one?"
-            )
+            raise CheckpointError(f"{key!r} has shape {tuple(tensor.shape)}, {tuple(shape)} is wanted: {HINT}")
         if not torch.isfinite(tensor).all():
             raise CheckpointError(f"{key!r} holds NaN or infinite numbers: the checkpoint is damaged")
         return tensor.double()
 
     def take_weight(self, prefix: str, shape: tuple[int, ...]) -> torch.Tensor:
-        """A weight, with weight norm (g v / |v|, the norm over all axes but the first) folded in, however it is spelled."""
+        """A weight with its weight norm (g v / |v|, over all axes but the first) folded in, however that is spelled."""
         for norm_key, direction_key in (
             ("parametrizations.weight.original0", "parametrizations.weight.original1"),
             ("weight_g", "weight_v"),
@@ -70,8 +67,8 @@ class OriginalWeights:
             keys = sorted(self.tensors)
             more = f" and {len(keys) - MAX_KEYS_IN_MESSAGE} more" if len(keys) > MAX_KEYS_IN_MESSAGE else ""
             raise CheckpointError(
-                f"the checkpoint has tensors this architecture does not: {', '.join(keys[:MAX_KEYS_IN_MESSAGE])}{more}; "
-                "is the preset or config the right one?"
+                f"the checkpoint has tensors this model does not have: {', '.join(keys[:MAX_KEYS_IN_MESSAGE])}{more}: "
+                f"{HINT}"
             )
 
 

@@ -66,13 +66,14 @@ def compare_with_original(original: OriginalCodec, model: CodecModel, audio: np.
 
 
 def verify_conversion(origin: str, checkpoint_dir: Path, model: CodecModel) -> Agreement:
-    """Compare with the original on a synthetic clip. Raises [`VerificationError`] where they differ, `ImportError` with a
-    hint where the original package is not installed."""
+    """Compare with the original on a synthetic clip. Raises [`VerificationError`] where they differ, `ImportError`
+    with a hint where the original package is not installed."""
     try:
         original = OriginalCodec(origin, model.config)
     except ImportError as error:
         raise ImportError(
-            f"verifying needs the original package, which can't be imported ({error}): pip install 'fsqcodec[originals]'"
+            f"verifying needs the original package, which can't be imported ({error}): "
+            "pip install 'fsqcodec[originals]'"
         ) from error
     original.load(checkpoint_dir)
     agreement = compare_with_original(original, model, test_signal(model.config))

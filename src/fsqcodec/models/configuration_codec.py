@@ -1,11 +1,10 @@
-"""CodecConfig: the architecture of L3AC and SQCodec in numbers, its rates derived, and the published presets by name."""
+"""CodecConfig: the architecture of L3AC and SQCodec in numbers, rates derived from them, and presets by name."""
 
 import math
 from typing import Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
-
 
 TREND_KERNEL_SIZES = (1, 5, 11, 21, 45)  # of the encoder's first block, samples
 ENHANCE_KERNEL_SIZES = (1, 3, 5, 9)  # of the decoder's enhance blocks, steps of their rate
@@ -22,7 +21,7 @@ class CodecConfig(PreTrainedConfig):
     Configuration of [`CodecModel`]: L3AC and SQCodec (https://arxiv.org/abs/2504.04949) are two settings of it.
 
     Unknown arguments and inconsistent values raise (`TypeError`, `ValueError`). Rates follow from the fields and are
-    properties: `hop_length`, `frame_rate`, `codebook_size`, `bits_per_frame`, `bitrate`, `encoder_lookahead_samples`, ...
+    properties: `hop_length`, `frame_rate`, `codebook_size`, `bits_per_frame`, `bitrate`, ...
 
     Args:
         sampling_rate (`int`): Hz, of the audio that goes in and comes out.
@@ -88,16 +87,17 @@ class CodecConfig(PreTrainedConfig):
         self._validate_stages("upsampling_ratios", "decoder_hidden_sizes", "decoder_depths", units_after_last_stage=0)
         if math.prod(self.downsampling_ratios) != math.prod(self.upsampling_ratios):
             raise ValueError(
-                f"downsampling_ratios {tuple(self.downsampling_ratios)} multiply to {math.prod(self.downsampling_ratios)}, "
-                f"upsampling_ratios {tuple(self.upsampling_ratios)} to {math.prod(self.upsampling_ratios)}: "
-                "the products must be equal"
+                f"downsampling_ratios {tuple(self.downsampling_ratios)} and upsampling_ratios "
+                f"{tuple(self.upsampling_ratios)} multiply to {math.prod(self.downsampling_ratios)} and "
+                f"{math.prod(self.upsampling_ratios)}: the products must be equal"
             )
         self._validate_transformers()
         if self.norm_eps <= 0:
             raise ValueError(f"norm_eps is {self.norm_eps}: it must be above 0")
         if self.codebook_size >= 2**63:
             raise ValueError(
-                f"quantization_levels {tuple(self.quantization_levels)} make {self.codebook_size} codes: indices are int64"
+                f"quantization_levels {tuple(self.quantization_levels)} make {self.codebook_size} codes: "
+                "indices are int64"
             )
 
     def _validate_stages(self, ratios: str, sizes: str, depths: str, units_after_last_stage: int):
@@ -117,8 +117,8 @@ class CodecConfig(PreTrainedConfig):
         layers_off_frame_rate = self.encoder_transformer_depths[0] + self.decoder_transformer_depths[1]
         if self.transformer_downsampling_ratio == 1 and layers_off_frame_rate:
             raise ValueError(
-                "with transformer_downsampling_ratio 1 there is only the frame rate: encoder_transformer_depths must be "
-                f"(0, n) and decoder_transformer_depths (n, 0), not {tuple(self.encoder_transformer_depths)} and "
+                "with transformer_downsampling_ratio 1 there is only the frame rate: encoder_transformer_depths must "
+                f"be (0, n) and decoder_transformer_depths (n, 0), not {tuple(self.encoder_transformer_depths)} and "
                 f"{tuple(self.decoder_transformer_depths)}"
             )
 

@@ -30,8 +30,8 @@ def zero_padding(x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
 
 
 def in_tiles(function, x: torch.Tensor, hidden_size: int) -> torch.Tensor:
-    """`function(x)` for a point-wise function on `(..., channels)`, a tile of rows at a time where no gradient is needed,
-    so that its `hidden_size` inner activations stay in the processor's cache."""
+    """`function(x)` for a point-wise function on `(..., channels)`, a tile of rows at a time where no gradient is
+    needed, so that its `hidden_size` inner activations stay in the processor's cache."""
     if torch.is_grad_enabled() or x.device.type != "cpu" or torch.compiler.is_compiling():
         return function(x)
     rows = x.reshape(-1, x.shape[-1])
@@ -85,9 +85,8 @@ def upsample_linear(x: torch.Tensor, ratio: int, mask: torch.Tensor | None) -> t
 
 
 def trend_pool(signal: torch.Tensor, kernel_size: int, mask: torch.Tensor | None) -> torch.Tensor:
-    """Smoothed envelope of `(batch, 1, num_steps)`: mean of the maximum of the magnitude, each over `kernel_size` steps.
-
-    The signal itself for `kernel_size` 1. `mask` is `(batch, 1, num_steps)` here, and padding is zero in and out.
+    """Smoothed envelope of `(batch, 1, num_steps)`: the mean of the maximum of the magnitude, both over `kernel_size`
+    steps; the signal itself for `kernel_size` 1. `mask` is `(batch, 1, num_steps)`, and padding is zero in and out.
     """
     if kernel_size == 1:
         return signal
@@ -174,9 +173,9 @@ class ConvUnit(GradientCheckpointingLayer):
     """Residual unit: depth-wise convolution over time, then an MLP over channels with u + sin(u)^2 between its layers.
 
     The originals have Snake (h + sin(a h)^2 / a) there, with a learned `a` for each hidden channel, followed by a GRN
-    whose norm runs over time and channels together: its ratio of the norm to its own mean is 1 (up to 1e-7), which leaves
-    the point-wise affine (1 + gamma) h + beta. `a`, gamma and beta are constants between two linear layers and are folded
-    into them by the conversion.
+    whose norm runs over time and channels together: its ratio of the norm to its own mean is 1 (up to 1e-7), which
+    leaves the point-wise affine (1 + gamma) h + beta. `a`, gamma and beta are constants between two linear layers, and
+    the conversion folds them into these.
     """
 
     def __init__(self, channels: int, norm_eps: float):

@@ -35,8 +35,8 @@ class CodecFeatureExtractor(SequenceFeatureExtractor):
         """One clip or a list of clips to `input_values` and `padding_mask`.
 
         Args:
-            audio: a clip is a numpy array, a torch tensor or a list of floats, `(num_samples,)`, mono; floats in [-1, 1],
-                or int16, which is divided by 32768. A list of clips is a batch.
+            audio: a clip is a numpy array, a torch tensor or a list of floats, `(num_samples,)`, mono; floats in
+                [-1, 1], or int16, which is divided by 32768. A list of clips is a batch.
             sampling_rate (`int`, *optional*): Hz of `audio`; a warning reminds of it if it is not given.
             padding: `True` or `"longest"` pads to the longest clip, `"max_length"` to `max_length`, `False` not at all.
             max_length (`int`, *optional*): samples.
@@ -48,8 +48,8 @@ class CodecFeatureExtractor(SequenceFeatureExtractor):
             audio and 0 for padding; lists of arrays with `padding=False` and without `return_tensors`.
 
         Raises:
-            ValueError: another sampling rate; no clip or an empty one; more than one channel; integers other than int16;
-                NaN or infinite samples; a peak that shows samples outside of [-1, 1] by their scale.
+            ValueError: another sampling rate; no clip or an empty one; more than one channel; integers other than
+                int16; NaN or infinite samples; a peak that shows samples outside of [-1, 1] by their scale.
         """
         if sampling_rate is None:
             logger.warning(
@@ -58,8 +58,8 @@ class CodecFeatureExtractor(SequenceFeatureExtractor):
             )
         elif sampling_rate != self.sampling_rate:
             raise ValueError(
-                f"audio is at {sampling_rate} Hz, the model needs {self.sampling_rate} Hz: resample it first, for example "
-                f"soxr.resample(audio, {sampling_rate}, {self.sampling_rate})"
+                f"audio is at {sampling_rate} Hz, the model needs {self.sampling_rate} Hz: resample it first, for "
+                f"example with soxr.resample(audio, {sampling_rate}, {self.sampling_rate})"
             )
         is_batch = isinstance(audio, (list, tuple)) and len(audio) > 0 and not np.isscalar(audio[0])
         clips = [
@@ -97,7 +97,7 @@ def _checked_clip(clip, name: str) -> np.ndarray:
         return clip.astype(np.float32) / 32768
     if clip.dtype.kind != "f":
         raise ValueError(
-            f"{name} holds {clip.dtype}: floats in [-1, 1] or int16 are wanted. Divide other integers by their full scale"
+            f"{name} holds {clip.dtype}: floats in [-1, 1] or int16 are wanted. Divide integers by their full scale"
         )
     clip = clip.astype(np.float32)
     if not np.isfinite(clip).all():

@@ -1,8 +1,8 @@
 """Causal transformer layers that look back one block: the codec's memory over seconds.
 
-Time is cut into blocks of `window_size` steps on an absolute grid. A query sees its own block up to itself and the whole
-block before. What a query adds to a score for the distance to a key is a small network's output for that distance, one
-number for each head.
+Time is cut into blocks of `window_size` steps on an absolute grid. A query sees its own block up to itself and the
+whole block before. The distance between query and key adds to their score what a small network says for it, one number
+for each head.
 
 Legend: B batch, H heads, T steps, D channels of a head, W window_size, Q queries of a tile.
 """
@@ -37,8 +37,8 @@ class DynamicPositionBias(nn.Module):
 
 
 def tile_bias(bias: torch.Tensor, tile_size: int) -> torch.Tensor:
-    """Biases by distance `(H, 2W)` to a table `(H, Q, 2W + Q)` whose row q, column 2W + k is the bias of the tile's query
-    q to the key k steps after the tile's first query (before it for a negative k), and -inf where that key is later."""
+    """Biases by distance `(H, 2W)` to a table `(H, Q, 2W + Q)`: row q, column 2W + k is the bias of a tile's query q to
+    the key k steps after the tile's first query (before it for a negative k), and -inf where that key is later."""
     num_distances = bias.shape[-1]
     by_lag = F.pad(F.pad(bias, (tile_size - 1, 0), value=-math.inf), (0, tile_size))
     rows = by_lag.flip(-1).unfold(-1, num_distances + tile_size, 1)

@@ -1,6 +1,6 @@
 """CodecModel: the codecs L3AC and SQCodec (https://arxiv.org/abs/2504.04949), one architecture.
 
-waveform -> convolutions -> local transformer -> finite scalar quantizer -> local transformer -> convolutions -> waveform
+waveform -> convolutions -> local transformer -> scalar quantizer -> local transformer -> convolutions -> waveform
 
 Inside, data is `(batch, num_steps, channels)`; the public methods take and return what Transformers' codecs do.
 """
@@ -64,8 +64,8 @@ class CodecOutput(ModelOutput):
         audio_values (`torch.FloatTensor` of shape `(batch, 1, num_samples)`): as long as the input; 0 in its padding.
         audio_codes (`torch.LongTensor` of shape `(batch, 1, num_frames)`): as `encode` returns them.
         audio_codes_mask (`torch.LongTensor` of shape `(batch, num_frames)`): as `encode` returns it.
-        latents (`torch.FloatTensor` of shape `(batch, latent_dim, num_frames)`, with `output_latents=True`): as `encode`
-            returns them.
+        latents (`torch.FloatTensor` of shape `(batch, latent_dim, num_frames)`, with `output_latents=True`): as
+            `encode` returns them.
     """
 
     audio_values: torch.FloatTensor | None = None
@@ -85,7 +85,7 @@ class EncoderStage(nn.Module):
         self.norm = nn.LayerNorm(out_channels, eps=norm_eps)
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """x `(batch, num_steps, in_channels)` and its mask to `(batch, num_steps / ratio, out_channels)` and its mask."""
+        """`(batch, num_steps, in_channels)` and its mask to `(batch, num_steps / ratio, out_channels)` and its mask."""
         for unit in self.units:
             x = unit(x, mask)
         return self.norm(self.downsample(x)), None if mask is None else mask[:, :: self.ratio]
@@ -129,7 +129,7 @@ class DecoderStage(nn.Module):
         self.norm = nn.LayerNorm(out_channels, eps=norm_eps)
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """x `(batch, num_steps, in_channels)` and its mask to `(batch, num_steps * ratio, out_channels)` and its mask."""
+        """`(batch, num_steps, in_channels)` and its mask to `(batch, num_steps * ratio, out_channels)` and its mask."""
         for unit in self.units:
             x = unit(x, mask)
         x = self.project(self.enhance(x, mask))
@@ -203,6 +203,13 @@ class CodecModel(PreTrainedAudioTokenizerBase):
         """Every layer's own initialisation; weights that come from a checkpoint are left alone."""
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()
+
+    def save_pretrained(self, save_directory, **kwargs):
+        """As every Transformers model, and with the code that loads the folder where fsqcodec is not installed
+        (`trust_remote_code=True`), as `AutoModel` and as `AutoModelForAudioTokenization`."""
+        auto_map = getattr(self.config, "auto_map", None) or {}
+        self.config.auto_map = {**auto_map, "AutoModelForAudioTokenization": "modeling_codec.CodecModel"}
+        super().save_pretrained(save_directory, **kwargs)
 
     @can_return_tuple
     def encode(

@@ -1,4 +1,4 @@
-"""Finite scalar quantization (Mentzer et al. 2023, https://arxiv.org/abs/2309.15505): one token from a few bounded numbers.
+"""Finite scalar quantization (Mentzer et al. 2023, https://arxiv.org/abs/2309.15505): a token from bounded numbers.
 
 Three views of a token, with L = quantization_levels:
 
@@ -41,8 +41,8 @@ class FiniteScalarQuantizer(nn.Module):
     `bound` names how a pre-activation z becomes a position on the grid 0 ... L-1 before rounding:
 
     - `"tanh"` (L3AC): (tanh(z) + 1) / 2 * (L - 1); the levels lie evenly over [-1, 1];
-    - `"fsq"` (SQCodec, and the paper): tanh(z + shift) * 1.001 * (L - 1) / 2, and for an even L moved by half a level so
-      that 0 is a level.
+    - `"fsq"` (SQCodec, and the paper): tanh(z + shift) * 1.001 * (L - 1) / 2, around (L - 1) / 2; for an even L the
+      shift puts z = 0 on a level.
     """
 
     def __init__(self, latent_dim: int, quantization_levels, bound: str):
@@ -114,7 +114,7 @@ class FiniteScalarQuantizer(nn.Module):
         return torch.tensor([float(n // 2) for n in self.quantization_levels], device=device)
 
     def _bound_constants(self, device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """`half_range`, `shift`, `offset` of position = tanh(z + shift) * half_range + offset, one for each dimension."""
+        """`half_range`, `shift`, `offset` of position = tanh(z + shift) * half_range + offset, for each dimension."""
         half_range, shift, offset = [], [], []
         for n in self.quantization_levels:
             half = (n - 1) / 2
