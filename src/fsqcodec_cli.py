@@ -1,0 +1,141 @@
+"""The command line, arguments only. It lies beside the package so that `fsqcodec --help` does not import torch."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    help="Neural audio codecs with one quantizer: audio to a single stream of tokens, and back.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+class Origin(StrEnum):
+    l3ac = "l3ac"
+    sqcodec = "sqcodec"
+
+
+class Channels(StrEnum):
+    mix = "mix"
+    refuse = "refuse"
+
+
+class AudioFormat(StrEnum):
+    wav = "wav"
+    flac = "flac"
+
+
+Model = Annotated[str, typer.Option("--model", "-m", help="Folder or Hub id of a codec.")]
+OutputDir = Annotated[Path, typer.Option("--output", "-o", help="Folder for the results; made if needed.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist; they are kept otherwise.")]
+Device = Annotated[str | None, typer.Option(help="Such as cpu or cuda:0; the GPU where there is one.")]
+
+
+@app.command()
+def info(
+    target: Annotated[
+        str | None,
+        typer.Argument(help="A preset, a model's folder or Hub id, or a token file; all presets if left out."),
+    ] = None,
+):
+    """Show rates and sizes of a preset or a model, or what a token file holds.
+
+    Example: fsqcodec info l3ac-1kbps
+    """
+    with _errors_as_sentences():
+        from fsqcodec.description import describe
+
+        for name, value in describe(target):
+            typer.echo(f"{name:<28}{value}")
+
+
+@app.command()
+def convert(
+    origin: Annotated[Origin, typer.Argument(help="Which family the checkpoint is of.")],
+    source: Annotated[str, typer.Argument(help="Folder with the original's .pt files, or a Hub id like zhai-lw/L3AC.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="New folder for the converted model.")],
+    preset: Annotated[str | None, typer.Option(help="Which published model it is, a name that `info` lists.")] = None,
+    config: Annotated[Path | None, typer.Option(help="Or its sizes, a config.json with CodecConfig's fields.")] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Compare with the original package, if installed.")] = False,
+):
+    """Convert an original checkpoint to a folder that AutoModel.from_pretrained loads.
+
+    Example: fsqcodec convert l3ac zhai-lw/L3AC --preset l3ac-1kbps --output codec-1kbps
+    """
+    with _errors_as_sentences():
+        from fsqcodec import CodecConfig, convert_checkpoint
+
+        own_config = CodecConfig.from_json_file(config) if config else None
+        folder = convert_checkpoint(origin.value, source, output, preset=preset, config=own_config, verify=verify)
+        typer.echo(f"wrote {folder}")
+
+
+@app.command()
+def encode(
+    files: Annotated[list[str], typer.Argument(help="Audio files, folders, or globs in quotes.")],
+    model: Model,
+    output: OutputDir,
+    channels: Annotated[Channels, typer.Option(help="Stereo: take the channels' mean, or refuse.")] = Channels.refuse,
+    overwrite: Overwrite = False,
+    device: Device = None,
+):
+    """Encode audio to tokens: one .safetensors file with packed codes for each input.
+
+    Example: fsqcodec encode recordings/ --model codec-1kbps --output tokens
+    """
+    with _errors_as_sentences():
+        from fsqcodec.files import encode_files
+
+        report = encode_files(files, model, output, channels=channels.value, overwrite=overwrite, device=device)
+        _print_report(report)
+
+
+@app.command()
+def decode(
+    files: Annotated[list[str], typer.Argument(help="Token files, folders, or globs in quotes.")],
+    model: Model,
+    output: OutputDir,
+    audio_format: Annotated[AudioFormat, typer.Option("--format", help="Of the audio files.")] = AudioFormat.wav,
+    overwrite: Overwrite = False,
+    device: Device = None,
+):
+    """Decode token files to audio of exactly the length that was encoded.
+
+    Example: fsqcodec decode tokens/ --model codec-1kbps --output decoded --format flac
+    """
+    with _errors_as_sentences():
+        from fsqcodec.files import decode_files
+
+        report = decode_files(files, model, output, audio_format=audio_format.value, overwrite=overwrite, device=device)
+        _print_report(report)
+
+
+@contextmanager
+def _errors_as_sentences() -> Iterator[None]:
+    """What a user can do something about becomes one line on stderr; our own bugs keep their traceback."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo("interrupted: files written so far are complete", err=True)
+        sys.exit(130)
+    except (ValueError, OSError, ImportError, TypeError, RuntimeError) as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(1)
+
+
+def _print_report(report):
+    typer.echo(f"{len(report.written)} written, {report.seconds:.1f} s of audio")
+    if report.kept:
+        typer.echo(f"{len(report.kept)} existed and were kept (--overwrite replaces them)")
+    for reason in report.failed.values():
+        typer.echo(f"failed: {reason}", err=True)
+    if report.failed:
+        sys.exit(1)

@@ -9,6 +9,7 @@ import torch
 from ..models.configuration_codec import CodecConfig
 
 ORIGINS = ("l3ac", "sqcodec")
+RANDOM_AUDIO_LEVEL = 0.1  # RMS of what random weights decode, that of speech
 
 
 class OriginalCodec:
@@ -42,7 +43,8 @@ class OriginalCodec:
         """Random weights, none of them trivial, and a quantizer whose tokens vary over `clip`.
 
         Random networks map all audio to a handful of tokens; the projection before the quantizer is therefore aimed at
-        the principal axes of the clip's latents, each scaled to unit variance.
+        the principal axes of the clip's latents, each scaled to unit variance. The last layer is scaled so that audio
+        comes out as loud as speech.
         """
         generator = torch.Generator().manual_seed(seed)
 
@@ -62,16 +64,24 @@ class OriginalCodec:
             elif leaf in ("original1", "weight"):
                 limit = parameter[0].numel() ** -0.5
                 uniform(parameter, -limit, limit)
+        self._aim_quantizer(clip)
+        self._set_level(generator)
+        self.network.float().double()  # what the files will hold
+
+    def _aim_quantizer(self, clip: np.ndarray):
         latents = self.latents(clip)[: -(-len(clip) // self.config.hop_length)]
         _, spread, axes = torch.linalg.svd(latents - latents.mean(dim=0), full_matrices=False)
         project_in = self.network.quantizer.project_in
         num_axes = project_in.out_features
         project_in.weight.copy_(axes[:num_axes] * len(latents) ** 0.5 / spread[:num_axes, None])
         project_in.bias.copy_(-project_in.weight @ latents.mean(dim=0))
-        self._round_to_float32()
 
-    def _round_to_float32(self):
-        self.network.float().double()
+    def _set_level(self, generator: torch.Generator):
+        audio = self.decode(torch.randint(self.config.codebook_size, (50,), generator=generator))
+        gain = RANDOM_AUDIO_LEVEL / torch.atanh(audio.clamp(-0.999, 0.999)).std()
+        *_, last_convolution, _ = self.network.decoder.blocks[-1].block
+        last_convolution.parametrizations.weight.original0.mul_(gain)
+        last_convolution.bias.mul_(gain)
 
     @torch.no_grad()
     def latents(self, audio: np.ndarray) -> torch.Tensor:

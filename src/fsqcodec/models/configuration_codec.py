@@ -47,6 +47,17 @@ class CodecConfig(PreTrainedConfig):
     """
 
     model_type = "codec"
+    token_fields = (  # what tokens depend on, beside the weights of encoder and quantizer
+        "sampling_rate",
+        "downsampling_ratios",
+        "transformer_downsampling_ratio",
+        "attention_window_size",
+        "num_attention_heads",
+        "quantization_levels",
+        "quantizer_bound",
+        "padding_frames",
+        "norm_eps",
+    )
 
     sampling_rate: int = 16000
     latent_dim: int = 128

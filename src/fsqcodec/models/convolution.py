@@ -29,6 +29,11 @@ def zero_padding(x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     return x if mask is None else x.masked_fill(~mask, 0)
 
 
+def at_least_float32(x: torch.Tensor) -> torch.Tensor:
+    """x in float32 where it is in half precision."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def in_tiles(function, x: torch.Tensor, hidden_size: int) -> torch.Tensor:
     """`function(x)` for a point-wise function on `(..., channels)`, a tile of rows at a time where no gradient is
     needed, so that its `hidden_size` inner activations stay in the processor's cache."""
@@ -134,8 +139,9 @@ class ClipNorm(nn.Module):
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """Normalised x; statistics are in float32. `mask` is `(batch, 1, num_steps)` here."""
-        mean, variance = self.statistics(x.float(), mask)
-        x = (x.float() - mean) * torch.rsqrt(variance + self.eps)
+        x = at_least_float32(x)
+        mean, variance = self.statistics(x, mask)
+        x = (x - mean) * torch.rsqrt(variance + self.eps)
         return x.to(self.weight.dtype) * self.weight + self.bias
 
     def statistics(self, x: torch.Tensor, mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -212,7 +218,7 @@ class Snake(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`(..., channels)` to the same shape."""
         sine = torch.sin(x * self.alpha)
-        scaled_sine = sine * (self.alpha.float() + 1e-8).reciprocal().to(x.dtype)
+        scaled_sine = sine * (at_least_float32(self.alpha) + 1e-8).reciprocal().to(x.dtype)
         return torch.addcmul(x, sine, scaled_sine)
 
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .convolution import DownsamplingConv1d, upsample_linear
+from .convolution import DownsamplingConv1d, at_least_float32, upsample_linear
 
 MAX_TILE_SIZE = 128  # queries that share one attention call: few enough to skip most keys that lie in their future
 
@@ -30,10 +30,15 @@ class DynamicPositionBias(nn.Module):
 
     def forward(self, num_distances: int) -> torch.Tensor:
         """`(H, num_distances)`, float32, for the distances 0, 1, ...; bfloat16 could not tell large ones apart."""
-        x = torch.arange(num_distances, dtype=torch.float32, device=self.input.weight.device).unsqueeze(-1)
-        x = F.silu(F.linear(x, self.input.weight.float(), self.input.bias.float()))
-        x = F.silu(F.linear(x, self.hidden.weight.float(), self.hidden.bias.float()))
-        return F.linear(x, self.output.weight.float(), self.output.bias.float()).transpose(0, 1)
+
+        def linear(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+            return F.linear(x, at_least_float32(layer.weight), at_least_float32(layer.bias))
+
+        distances = torch.arange(num_distances, device=self.input.weight.device).unsqueeze(-1)
+        x = distances.to(torch.promote_types(self.input.weight.dtype, torch.float32))
+        for layer in (self.input, self.hidden):
+            x = F.silu(linear(layer, x))
+        return linear(self.output, x).transpose(0, 1)
 
 
 def tile_bias(bias: torch.Tensor, tile_size: int) -> torch.Tensor:

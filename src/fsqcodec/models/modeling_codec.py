@@ -204,6 +204,19 @@ class CodecModel(PreTrainedAudioTokenizerBase):
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()
 
+    @classmethod
+    def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
+        """As every Transformers model, but a checkpoint that lacks weights, or has weights this model has not, is an
+        error instead of a warning: `ValueError` with their names."""
+        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        for fault in ("missing_keys", "unexpected_keys"):
+            if info[fault]:
+                raise ValueError(
+                    f"the checkpoint does not fit its config.json, {fault.replace('_', ' ')}: "
+                    f"{', '.join(sorted(info[fault])[:8])}{', ...' if len(info[fault]) > 8 else ''}"
+                )
+        return (model, info) if output_loading_info else model
+
     def save_pretrained(self, save_directory, **kwargs):
         """As every Transformers model, and with the code that loads the folder where fsqcodec is not installed
         (`trust_remote_code=True`), as `AutoModel` and as `AutoModelForAudioTokenization`."""

@@ -1,0 +1,3 @@
+from fsqcodec_cli import app
+
+app()

@@ -1,0 +1,82 @@
+"""Audio files: read, resample, write. The only module that touches them.
+
+wav, flac, ogg, mp3 and what else libsndfile knows, through soundfile; resampling by soxr.
+"""
+
+import os
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import soundfile
+import soxr
+
+from .atomic import atomic_path
+
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".au", ".w64", ".caf")
+WRITABLE_SUFFIXES = (".wav", ".flac")
+
+
+def audio_seconds(path: str | os.PathLike) -> float:
+    """Duration from the file's header, seconds. Raises as `read_audio` does."""
+    with _open(path) as file:
+        return file.frames / file.samplerate
+
+
+def read_audio(
+    path: str | os.PathLike, sampling_rate: int, channels: Literal["mix", "refuse"] = "refuse"
+) -> np.ndarray:
+    """Read a file as mono float32 `(num_samples,)` in [-1, 1] at `sampling_rate` Hz, resampled if it has another rate.
+
+    `channels` says what happens to stereo: `"mix"` takes the mean of the channels, `"refuse"` raises.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not an audio file, a damaged or empty one, more than one channel.
+    """
+    with _open(path) as file:
+        try:
+            audio = file.read(dtype="float32", always_2d=True)
+        except soundfile.LibsndfileError as error:
+            raise ValueError(f"{path} can't be decoded: {error.error_string}") from error
+        if len(audio) == 0:
+            raise ValueError(f"{path} is empty: it holds no samples")
+        if len(audio) < file.frames:
+            raise ValueError(f"{path} is truncated: its header says {file.frames} samples, it holds {len(audio)}")
+        if audio.shape[1] > 1 and channels == "refuse":
+            raise ValueError(
+                f"{path} has {audio.shape[1]} channels, the codec is mono: --channels mix takes their mean"
+            )
+        file_rate = file.samplerate
+    mono = audio[:, 0] if audio.shape[1] == 1 else audio.mean(axis=1)
+    if not np.isfinite(mono).all():
+        raise ValueError(f"{path} has NaN or infinite samples")
+    return resample(mono, file_rate, sampling_rate)
+
+
+def resample(audio: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
+    """`(num_samples,)` at `from_rate` Hz to `to_rate` Hz, float32, at soxr's very high quality; at least one sample."""
+    if from_rate == to_rate:
+        return audio
+    resampled = soxr.resample(audio, from_rate, to_rate, quality="VHQ")
+    return resampled if len(resampled) else audio[:1]
+
+
+def write_audio(path: str | os.PathLike, audio: np.ndarray, sampling_rate: int):
+    """Write mono float `(num_samples,)` in [-1, 1] as 16-bit wav or flac, by the suffix of `path`. The file appears
+    when it is complete. Raises `ValueError` for another suffix."""
+    path = Path(path)
+    if path.suffix.lower() not in WRITABLE_SUFFIXES:
+        raise ValueError(f"{path} ends in {path.suffix!r}: audio is written as {' or '.join(WRITABLE_SUFFIXES)}")
+    with atomic_path(path) as unfinished:
+        file_format = path.suffix[1:].upper()
+        soundfile.write(unfinished, np.clip(audio, -1, 1), sampling_rate, format=file_format, subtype="PCM_16")
+
+
+def _open(path: str | os.PathLike) -> soundfile.SoundFile:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path} is not a file")
+    try:
+        return soundfile.SoundFile(os.fspath(path))
+    except soundfile.LibsndfileError as error:
+        raise ValueError(f"{path} is not an audio file that can be read: {error.error_string}") from error

@@ -1,0 +1,55 @@
+"""What `fsqcodec info` shows, as rows of name and value."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from .files import TOKEN_SUFFIX, load_model
+from .models.configuration_codec import CodecConfig
+from .packing import read_token_facts, token_digest
+from .presets import PRESETS, list_presets
+
+
+def describe(target: str | None) -> Iterator[tuple[str, str]]:
+    """Rows about a preset, a model's folder or Hub id, or a token file; a row for each preset if `target` is `None`.
+
+    Raises `OSError` or `ValueError` where it is none of these.
+    """
+    if target is None:
+        for name in list_presets():
+            yield name, _summary(CodecConfig.from_preset(name))
+    elif target in PRESETS:
+        yield "preset", target
+        yield from _config_rows(CodecConfig.from_preset(target))
+    elif Path(target).is_file() and Path(target).suffix == TOKEN_SUFFIX:
+        facts = read_token_facts(target)
+        yield from facts.items()
+        yield "seconds", f"{int(facts['num_samples']) / int(facts['sampling_rate']):.3f}"
+    else:
+        model = load_model(target, device="cpu")
+        yield "model", target
+        yield from _config_rows(model.config)
+        yield "parameters", f"{sum(parameter.numel() for parameter in model.parameters()):,}"
+        yield "token digest", token_digest(model)
+
+
+def _summary(config: CodecConfig) -> str:
+    return (
+        f"{config.sampling_rate} Hz  {config.frame_rate:8.2f} tokens/s  codebook {config.codebook_size}  "
+        f"{config.bitrate:8.1f} bit/s"
+    )
+
+
+def _config_rows(config: CodecConfig) -> Iterator[tuple[str, str]]:
+    yield "sampling rate", f"{config.sampling_rate} Hz"
+    yield "hop length", f"{config.hop_length} samples"
+    yield "tokens per second", f"{config.frame_rate:.2f}"
+    yield "codebook size", f"{config.codebook_size} ({' x '.join(map(str, config.quantization_levels))})"
+    yield "bits per second", f"{config.bitrate:.1f}"
+    yield "encoder look-ahead", _samples_and_milliseconds(config.encoder_lookahead_samples, config)
+    yield "decoder look-ahead", _samples_and_milliseconds(config.decoder_lookahead_samples, config)
+    window_seconds = config.attention_window_size / config.frame_rate
+    yield "attention window", f"{config.attention_window_size} frames ({window_seconds:.2f} s)"
+
+
+def _samples_and_milliseconds(num_samples: int, config: CodecConfig) -> str:
+    return f"{num_samples} samples ({1000 * num_samples / config.sampling_rate:.1f} ms)"

@@ -1,0 +1,199 @@
+"""Many audio files to token files and back: what `fsqcodec encode` and `fsqcodec decode` do.
+
+One bad file does not stop the others, nothing that exists is replaced unless asked, and no unfinished file is left.
+"""
+
+import glob
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors import SafetensorError
+from tqdm import tqdm
+from transformers import AutoFeatureExtractor, AutoModel
+
+from .audio import AUDIO_SUFFIXES, audio_seconds, read_audio, write_audio
+from .models.modeling_codec import CodecModel
+from .packing import Tokens, read_tokens, token_digest, write_tokens
+
+TOKEN_SUFFIX = ".safetensors"
+MAX_BATCH_SIZE = 16
+MAX_BATCH_SECONDS = 64.0  # padding included
+
+
+@dataclass
+class FilesReport:
+    """What became of the files: written outputs, outputs that existed and were kept, and failures with their reason."""
+
+    written: list[Path] = field(default_factory=list)
+    kept: list[Path] = field(default_factory=list)
+    failed: dict[Path, str] = field(default_factory=dict)
+    seconds: float = 0.0  # of audio in the written files
+
+
+def load_model(model: str | os.PathLike, device: str | None = None) -> CodecModel:
+    """A codec from a folder or Hub id, in float32 and evaluation mode, on `device` (by default the GPU where one is).
+
+    Raises `ValueError` for damaged weights and for another kind of model, `OSError` where there is none.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        loaded = AutoModel.from_pretrained(model, dtype=torch.float32)
+    except SafetensorError as error:
+        raise ValueError(f"the weights of {model} can't be read, truncated or damaged: {error}") from error
+    if not isinstance(loaded, CodecModel):
+        raise ValueError(f"{model} is a {type(loaded).__name__}: a codec of fsqcodec is wanted")
+    return loaded.to(device).eval()
+
+
+def encode_files(
+    inputs: Iterable[str | os.PathLike],
+    model: str | os.PathLike,
+    output_dir: str | os.PathLike,
+    *,
+    channels: Literal["mix", "refuse"] = "refuse",
+    overwrite: bool = False,
+    device: str | None = None,
+) -> FilesReport:
+    """Encode audio files, folders and globs to one token file each, in batches of similar length.
+
+    Args:
+        inputs: files, folders (searched for audio, their structure is kept) and globs.
+        model: folder or Hub id.
+        output_dir: where `<name>.safetensors` go.
+        channels: `"mix"` takes the mean of stereo channels, `"refuse"` reports such files as failed.
+        overwrite: replace outputs that exist.
+        device: for example "cpu" or "cuda:0".
+
+    Raises:
+        FileNotFoundError: an input that is no file, folder or matching glob.
+        ValueError: two inputs with the same output.
+    """
+    outputs = _plan(inputs, Path(output_dir), AUDIO_SUFFIXES, TOKEN_SUFFIX)
+    report = FilesReport()
+    codec = load_model(model, device)
+    extractor = AutoFeatureExtractor.from_pretrained(model)
+    digest, sampling_rate = token_digest(codec), codec.config.sampling_rate
+    durations = {}
+    for source in _without_existing(outputs, overwrite, report):
+        with _failures_reported(source, report):
+            durations[source] = audio_seconds(source)
+    with tqdm(total=round(sum(durations.values())), unit="s", desc="encode") as progress:
+        for batch in _batches(durations):
+            clips = {}
+            for source in batch:
+                with _failures_reported(source, report):
+                    clips[source] = read_audio(source, sampling_rate, channels)
+            if clips:
+                features = extractor(list(clips.values()), sampling_rate=sampling_rate, return_tensors="pt")
+                with torch.inference_mode():
+                    encoded = codec.encode(**features.to(codec.device))
+                num_frames = encoded.audio_codes_mask.sum(dim=-1).tolist()
+                for i, (source, clip) in enumerate(clips.items()):
+                    codes = encoded.audio_codes[i, :, : num_frames[i]].cpu()
+                    tokens = Tokens(codes, os.fspath(model), digest, sampling_rate, len(clip))
+                    with _failures_reported(source, report):
+                        write_tokens(outputs[source], tokens, codec.config)
+                        report.written.append(outputs[source])
+                        report.seconds += len(clip) / sampling_rate
+            progress.update(round(sum(durations[source] for source in batch)))
+    return report
+
+
+def decode_files(
+    inputs: Iterable[str | os.PathLike],
+    model: str | os.PathLike,
+    output_dir: str | os.PathLike,
+    *,
+    audio_format: Literal["wav", "flac"] = "wav",
+    overwrite: bool = False,
+    device: str | None = None,
+) -> FilesReport:
+    """Decode token files, folders and globs of them to one audio file each, as long as what was encoded.
+
+    Tokens of a codec with another `token_digest` are reported as failed. Arguments and errors are those of
+    `encode_files`.
+    """
+    outputs = _plan(inputs, Path(output_dir), (TOKEN_SUFFIX,), f".{audio_format}")
+    report = FilesReport()
+    codec = load_model(model, device)
+    digest = token_digest(codec)
+    for source in tqdm(_without_existing(outputs, overwrite, report), unit="file", desc="decode"):
+        with _failures_reported(source, report):
+            tokens = read_tokens(source, codec.config)
+            if tokens.digest != digest:
+                raise ValueError(
+                    f"{source} was encoded by {tokens.model} with token digest {tokens.digest}, {model} has {digest}: "
+                    "its tokens mean something else, decode with the codec that made them"
+                )
+            with torch.inference_mode():
+                codes = tokens.codes[None].to(codec.device)
+                audio = codec.decode(codes, num_samples=tokens.num_samples).audio_values[0, 0]
+            write_audio(outputs[source], audio.cpu().numpy(), codec.config.sampling_rate)
+            report.written.append(outputs[source])
+            report.seconds += tokens.num_samples / codec.config.sampling_rate
+    return report
+
+
+@contextmanager
+def _failures_reported(source: Path, report: FilesReport) -> Iterator[None]:
+    """Turn an error of one file into a line of the report."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        report.failed[source] = str(error)
+
+
+def _plan(inputs, output_dir: Path, suffixes: tuple[str, ...], output_suffix: str) -> dict[Path, Path]:
+    """Output by input, with every folder and glob resolved."""
+    outputs, sources = {}, {}
+    for given in map(os.fspath, inputs):
+        for source, relative in _resolve(given, suffixes):
+            output = output_dir / relative.with_suffix(output_suffix)
+            if sources.setdefault(output, source) != source:
+                raise ValueError(f"{sources[output]} and {source} would both be written to {output}: run them apart")
+            outputs[source] = output
+    return outputs
+
+
+def _resolve(given: str, suffixes: tuple[str, ...]) -> list[tuple[Path, Path]]:
+    """(file, its path below the output folder) of a file, a folder or a glob."""
+    path = Path(given)
+    if path.is_file():
+        return [(path, Path(path.name))]
+    if path.is_dir():
+        found = sorted(file for file in path.rglob("*") if file.suffix.lower() in suffixes and file.is_file())
+        if not found:
+            raise FileNotFoundError(f"the folder {given} has no file that ends in {', '.join(suffixes)}")
+        return [(file, file.relative_to(path)) for file in found]
+    matches = sorted(Path(match) for match in glob.glob(given, recursive=True) if Path(match).is_file())
+    if not matches:
+        raise FileNotFoundError(f"{given} is no file, no folder and no pattern that matches a file")
+    return [(match, Path(match.name)) for match in matches]
+
+
+def _without_existing(outputs: dict[Path, Path], overwrite: bool, report: FilesReport) -> list[Path]:
+    sources = []
+    for source, output in outputs.items():
+        if output.exists() and not overwrite:
+            report.kept.append(output)
+        else:
+            sources.append(source)
+    return sources
+
+
+def _batches(durations: dict[Path, float]) -> Iterator[list[Path]]:
+    """Groups of files of similar length, longest first, so that what runs out of memory does so at once."""
+    batch = []
+    for source in sorted(durations, key=durations.get, reverse=True):
+        longest = durations[batch[0]] if batch else 0.0
+        if batch and (len(batch) == MAX_BATCH_SIZE or (len(batch) + 1) * longest > MAX_BATCH_SECONDS):
+            yield batch
+            batch = []
+        batch.append(source)
+    if batch:
+        yield batch

@@ -1,0 +1,83 @@
+import numpy as np
+import pytest
+import soundfile
+from clips import ENGLISH
+
+from fsqcodec.audio import audio_seconds, read_audio, resample, write_audio
+
+
+def _sine(sampling_rate: int, seconds: float = 0.5, hz: float = 440.0) -> np.ndarray:
+    return (0.5 * np.sin(2 * np.pi * hz * np.arange(int(seconds * sampling_rate)) / sampling_rate)).astype(np.float32)
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])
+def test_formats_are_read_and_resampled(tmp_path, suffix):
+    path = tmp_path / f"clip.{suffix}"
+    soundfile.write(path, _sine(44100), 44100)
+    audio = read_audio(path, 16000)
+    assert audio.dtype == np.float32
+    assert abs(len(audio) - 8000) <= 8000 * (0.1 if suffix == "mp3" else 0)
+    assert audio_seconds(path) == pytest.approx(0.5, rel=0.1)
+    spectrum = np.abs(np.fft.rfft(audio * np.hanning(len(audio))))
+    assert np.argmax(spectrum) * 16000 / len(audio) == pytest.approx(440, abs=3)
+    assert np.abs(audio).max() == pytest.approx(0.5, abs=0.03)
+
+
+def test_a_file_at_the_wanted_rate_is_read_as_it_is():
+    expected, sampling_rate = soundfile.read(ENGLISH, dtype="float32")
+    assert sampling_rate == 16000
+    assert np.array_equal(read_audio(ENGLISH, 16000), expected)
+
+
+def test_stereo_is_refused_or_mixed(tmp_path):
+    path = tmp_path / "stereo.wav"
+    left, right = _sine(16000), _sine(16000, hz=1000)
+    soundfile.write(path, np.stack([left, right], axis=1), 16000, subtype="FLOAT")
+    with pytest.raises(ValueError, match=r"stereo.wav has 2 channels.*--channels mix"):
+        read_audio(path, 16000)
+    assert np.allclose(read_audio(path, 16000, channels="mix"), (left + right) / 2)
+
+
+def test_bad_files_are_named_with_what_is_wrong(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no.wav is not a file"):
+        read_audio(tmp_path / "no.wav", 16000)
+    (tmp_path / "text.wav").write_text("hello")
+    with pytest.raises(ValueError, match="text.wav is not an audio file"):
+        read_audio(tmp_path / "text.wav", 16000)
+    soundfile.write(tmp_path / "empty.wav", np.zeros(0), 16000)
+    with pytest.raises(ValueError, match="empty.wav is empty"):
+        read_audio(tmp_path / "empty.wav", 16000)
+    soundfile.write(tmp_path / "nan.wav", np.array([0, np.nan, 0]), 16000, subtype="FLOAT")
+    with pytest.raises(ValueError, match="nan.wav has NaN"):
+        read_audio(tmp_path / "nan.wav", 16000)
+    (tmp_path / "cut.flac").write_bytes(ENGLISH.read_bytes()[:60000])
+    with pytest.raises(ValueError, match="cut.flac (is truncated|can't be decoded)"):
+        read_audio(tmp_path / "cut.flac", 16000)
+
+
+def test_resampling_a_single_sample_keeps_one():
+    assert len(resample(np.array([0.1], dtype=np.float32), 48000, 16000)) == 1
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac"])
+def test_written_audio_reads_back_within_16_bits(tmp_path, suffix):
+    path = tmp_path / "new" / f"out.{suffix}"
+    audio = _sine(24000)
+    write_audio(path, audio, 24000)
+    assert np.abs(read_audio(path, 24000) - audio).max() <= 1 / 32768
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_audio_is_not_written_as_something_else(tmp_path):
+    with pytest.raises(ValueError, match=r"written as .wav or .flac"):
+        write_audio(tmp_path / "out.mp3", _sine(16000), 16000)
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
+    path = tmp_path / "out.wav"
+    write_audio(path, _sine(16000), 16000)
+    before = path.read_bytes()
+    with pytest.raises((ValueError, TypeError, soundfile.LibsndfileError)):
+        write_audio(path, np.array(["not audio"]), 16000)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
