@@ -1,10 +1,10 @@
-"""Real speech to tokens and back: writes demo/out.wav and demo/out.png, prints the tokens, their rate and the time taken.
+"""Real speech to tokens and back: writes demo/out.wav and demo/out.png, prints tokens, rate and time.
 
     python examples/demo.py
 
 The published weights are on the Hub (see the README); where none have been converted to demo/codec-1kbps, this makes a
 checkpoint with random weights in the original's file format and converts it. Then everything works, but the output only
-follows the input's loudness and is not speech.
+follows the input's pauses and is not speech.
 """
 
 import time
@@ -26,12 +26,14 @@ PRESET = "l3ac-1kbps"
 CLIP = Path(__file__).parent / "audio" / "lj_gutenberg.flac"
 OUTPUT_DIR = Path("demo")
 MODEL_DIR = OUTPUT_DIR / "codec-1kbps"
+ORIGINAL_DIR = OUTPUT_DIR / "original-1kbps-random"
 
 
 def main():
     if not MODEL_DIR.exists():
-        print(f"no model in {MODEL_DIR}: making one with RANDOM weights in the original format, and converting it")
         make_random_model()
+    if ORIGINAL_DIR.exists():
+        print(f"{MODEL_DIR} has RANDOM weights: tokens and timings are real, the decoded audio is not speech")
     model = AutoModel.from_pretrained(MODEL_DIR, dtype=torch.float32)
     feature_extractor = AutoFeatureExtractor.from_pretrained(MODEL_DIR)
     sampling_rate = model.config.sampling_rate
@@ -60,11 +62,12 @@ def main():
 
 
 def make_random_model():
+    """A checkpoint as the original package writes it, with random weights, and its conversion."""
     config = fsqcodec.CodecConfig.from_preset(PRESET)
     original = OriginalCodec("l3ac", config)
     original.randomize(seed=0, clip=read_audio(CLIP, config.sampling_rate))
-    original.save(OUTPUT_DIR / "original-1kbps")
-    fsqcodec.convert_checkpoint("l3ac", OUTPUT_DIR / "original-1kbps", MODEL_DIR, preset=PRESET, verify=True)
+    original.save(ORIGINAL_DIR)
+    fsqcodec.convert_checkpoint("l3ac", ORIGINAL_DIR, MODEL_DIR, preset=PRESET, verify=True)
 
 
 def plot(waveforms: dict, sampling_rate: int, path: Path):

@@ -2,9 +2,12 @@ import os
 
 import pytest
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read at import: no test may depend on what the Hub holds
+# Read at import. No test may depend on what the Hub holds; threads only slow such small models down.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from hypothesis import settings  # noqa: E402
+
 from small_configs import SMALL_CONFIGS, small_model  # noqa: E402
 
 settings.register_profile("repeatable", deadline=None, derandomize=True)

@@ -4,11 +4,11 @@ import logging
 import numpy as np
 import pytest
 import torch
-from small_configs import speech_like_clip
 from transformers import AutoFeatureExtractor
 from transformers.models.auto.feature_extraction_auto import FEATURE_EXTRACTOR_MAPPING
 
 from fsqcodec import CodecConfig, CodecFeatureExtractor
+from small_configs import speech_like_clip
 
 RATE = 16000
 CLIP = speech_like_clip(100).numpy()

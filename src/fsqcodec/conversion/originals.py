@@ -1,6 +1,7 @@
 """The original packages `l3ac` and `sq_codec` behind one interface: to verify a conversion, to test parity, and to make
 checkpoints in the original file format where the published ones are out of reach."""
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,13 @@ class OriginalCodec:
         Path(folder).mkdir(parents=True, exist_ok=True)
         self.network.float().save_model(model_path=Path(folder))
         self.network.double()
+
+    def float32_network(self) -> torch.nn.Module:
+        """A copy of the network in float32, as its package runs it."""
+        network = copy.deepcopy(self.network).float()
+        for module in network.modules():
+            module._forward_pre_hooks.clear()
+        return network
 
     @torch.no_grad()
     def randomize(self, seed: int, clip: np.ndarray):
@@ -102,14 +110,20 @@ class OriginalCodec:
     @torch.no_grad()
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         """Tokens `(num_frames,)` to audio `(num_frames * hop_length,)`."""
-        quantizer, en_decoder = self.network.quantizer, self.network.en_decoder
-        features = quantizer.project_out(quantizer.vq.indices_to_codes(codes.unsqueeze(0)).double())
-        if self.config.transformer_downsampling_ratio > 1:
-            # its own forward in two steps, without the reshape that refuses sequences that are not whole windows
-            features = en_decoder.up_trans(en_decoder.local_trans(features)).transpose(1, 2)
-        else:
-            features = en_decoder(features)
-        return self.network.decoder(features)[0, 0]
+        return decode_with(self.network, codes)
+
+
+def decode_with(network: torch.nn.Module, codes: torch.Tensor) -> torch.Tensor:
+    """Tokens `(num_frames,)` to audio `(num_frames * hop_length,)` by an original network in any precision."""
+    quantizer, en_decoder = network.quantizer, network.en_decoder
+    values = quantizer.vq.indices_to_codes(codes.unsqueeze(0))
+    features = quantizer.project_out(values.to(quantizer.project_out.weight.dtype))
+    if hasattr(en_decoder, "up_trans"):
+        # its own forward in two steps, without the reshape that refuses sequences that are not whole windows
+        features = en_decoder.up_trans(en_decoder.local_trans(features)).transpose(1, 2)
+    else:
+        features = en_decoder(features)
+    return network.decoder(features)[0, 0]
 
 
 def _build_network(origin: str, config: CodecConfig) -> torch.nn.Module:

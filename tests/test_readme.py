@@ -1,0 +1,71 @@
+"""The README's code runs as it stands, in its order, and the demo before it."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import soundfile
+from clips import ENGLISH
+
+pytest.importorskip("l3ac", reason="the demo makes its checkpoint with the original package l3ac")
+
+ROOT = Path(__file__).parent.parent
+BLOCKS = re.findall(r"```(python|bash)\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+NOT_HERE = ("pip install", "make ", "zhai-lw/")  # they need the network, or are what runs this test
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory) -> Path:
+    """A folder like a fresh clone in which `make demo` has run."""
+    folder = tmp_path_factory.mktemp("clone")
+    (folder / "examples").symlink_to(ROOT / "examples")
+    result = _run([sys.executable, "examples/demo.py"], folder)
+    assert "498 in all" in result.stdout
+    assert "RANDOM weights" in result.stdout
+    return folder
+
+
+def _run(command, folder: Path, **kwargs) -> "subprocess.CompletedProcess[str]":
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, **kwargs)
+    assert result.returncode == 0, result.stderr
+    return result
+
+
+def test_the_demo_writes_audio_of_the_inputs_length_and_a_picture(workplace):
+    assert soundfile.info(workplace / "demo" / "out.wav").frames == soundfile.info(ENGLISH).frames
+    assert (workplace / "demo" / "out.png").read_bytes().startswith(b"\x89PNG")
+    assert "tokens equal" in (workplace / "demo" / "codec-1kbps" / "README.md").read_text()
+
+
+def test_the_blocks_run(workplace):
+    ran = 0
+    for language, code in BLOCKS:
+        if language == "bash" and any(phrase in code for phrase in NOT_HERE):
+            continue
+        _run([sys.executable, "-c", code] if language == "python" else ["bash", "-euc", code], workplace)
+        ran += 1
+    assert ran == 2
+    assert len(list((workplace / "demo" / "decoded").glob("*.flac"))) == 2
+
+
+def test_the_shapes_in_the_comments_are_right(workplace):
+    code = next(code for language, code in BLOCKS if language == "python")
+    shapes = (
+        "assert features.input_values.shape == (2, 1, 134233)\n"
+        "assert encoded.audio_codes.shape == (2, 1, 498) and encoded.audio_codes_mask.shape == (2, 498)\n"
+        "assert decoded.audio_values.shape == (2, 1, 134460)\n"
+    )
+    _run([sys.executable, "-c", code + shapes], workplace)
+
+
+def test_the_table_of_models_is_what_info_prints(workplace):
+    readme = (ROOT / "README.md").read_text()
+    rows = re.findall(r"^\| `([\w-]+)` \| (\d+) Hz \| ([\d.]+) \| (\d+) \| ([\d.]+) \|", readme, flags=re.MULTILINE)
+    info = _run([sys.executable, "-m", "fsqcodec", "info"], workplace).stdout
+    printed = [tuple(re.findall(r"^(\S+)|([\d.]+)", line)) for line in info.splitlines()]
+    assert [[first or second for first, second in line] for line in printed] == [list(row) for row in rows]
