@@ -126,9 +126,15 @@ def _errors_as_sentences() -> Iterator[None]:
     except KeyboardInterrupt:
         typer.echo("interrupted: files written so far are complete", err=True)
         sys.exit(130)
-    except (ValueError, OSError, ImportError, TypeError, RuntimeError) as error:
+    except _user_errors() as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(1)
+
+
+def _user_errors() -> tuple[type[Exception], ...]:
+    from huggingface_hub.errors import StrictDataclassError
+
+    return ValueError, OSError, ImportError, TypeError, RuntimeError, StrictDataclassError
 
 
 def _print_report(report):

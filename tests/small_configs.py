@@ -108,7 +108,7 @@ def randomize(model: CodecModel, seed: int):
     """Replace every weight, so that none is zero or one, and aim the quantizer at the latents of a clip.
 
     Random encoders map all audio to a handful of tokens; the projection before the quantizer is therefore turned to the
-    principal axes of the clip's latents, each scaled to unit variance.
+    principal axes of the clip's latents, each scaled to unit variance. Audio comes out as loud as speech.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -134,3 +134,7 @@ def randomize(model: CodecModel, seed: int):
     num_axes = project_in.out_features
     project_in.weight.copy_(axes[:num_axes] * len(latents) ** 0.5 / spread[:num_axes, None])
     project_in.bias.copy_(-project_in.weight @ latents.mean(dim=0))
+    codes = torch.randint(model.config.codebook_size, (1, 1, 50), generator=generator)
+    gain = 0.1 / torch.atanh(model.decode(codes).audio_values.clamp(-0.999, 0.999)).std()
+    model.decoder.to_waveform.weight.mul_(gain)
+    model.decoder.to_waveform.bias.mul_(gain)

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 import soundfile
-from clips import ENGLISH
 
+from clips import ENGLISH
 from fsqcodec.audio import audio_seconds, read_audio, resample, write_audio
 
 

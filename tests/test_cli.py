@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from clips import ENGLISH, GERMAN
-from small_configs import small_model
 from transformers import AutoModel
 from typer.testing import CliRunner
 
+from clips import ENGLISH, GERMAN
 from fsqcodec import CodecFeatureExtractor
 from fsqcodec.audio import read_audio
 from fsqcodec.packing import read_tokens, token_digest
 from fsqcodec_cli import app
+from small_configs import small_model
 
 
 def run(*arguments) -> "subprocess.CompletedProcess[str]":

@@ -198,8 +198,9 @@ INCONSISTENT = {
         {"transformer_downsampling_ratio": 1, "encoder_transformer_depths": (0, 2)},
         r"there is only the frame rate: .* not \(0, 2\) and \(3, 2\)",
     ),
-    "eps-zero": ({"norm_eps": 0.0}, "norm_eps is 0.0: it must be above 0"),
-    "eps-negative": ({"norm_eps": -1e-6}, "norm_eps is -1e-06: it must be above 0"),
+    "eps-zero": ({"norm_eps": 0.0}, "norm_eps is 0.0: it must lie between 0 and 1"),
+    "eps-negative": ({"norm_eps": -1e-6}, "norm_eps is -1e-06: it must lie between 0 and 1"),
+    "eps-nan": ({"norm_eps": float("nan")}, "norm_eps is nan: it must lie between 0 and 1"),
     "codebook": ({"quantization_levels": (2,) * 63}, "make 9223372036854775808 codes: indices are int64"),
 }
 
@@ -330,7 +331,7 @@ def frames_heard(model: CodecModel, frame: int, num_frames: int) -> torch.Tensor
 
 
 def check_decoder_lookahead(model: CodecModel, frame: int, monkeypatch):
-    """The audio of a frame depends on the frames that begin within its lookahead, all but perhaps one, and no other."""
+    """The audio of a frame depends on the frames within its lookahead, all of them and no other."""
     config = model.config
     lookahead_stop = (frame + 1) * config.hop_length + config.decoder_lookahead_samples
     first_unheard = -(-lookahead_stop // config.hop_length)
@@ -341,7 +342,7 @@ def check_decoder_lookahead(model: CodecModel, frame: int, monkeypatch):
     # A maximum has a gradient to one step of its window only; a mean over the same window has it to all of them.
     monkeypatch.setattr(convolution, "trend_pool", mean_trend)
     heard = frames_heard(model, frame, first_unheard + 4)
-    assert heard[frame : first_unheard - 1].all()
+    assert heard[frame:first_unheard].all()
     assert not heard[first_unheard:].any()
 
 

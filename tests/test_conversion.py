@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from clips import speech
-from small_configs import small_config
 from transformers import AutoFeatureExtractor, AutoModel
 
 import fsqcodec
+from clips import speech
 from fsqcodec.conversion import convert
 from fsqcodec.conversion.original_weights import CheckpointError
 from fsqcodec.conversion.originals import OriginalCodec
 from fsqcodec.conversion.verification import VerificationError
+from small_configs import small_config
 
 pytest.importorskip("l3ac", reason="the original package l3ac is not installed: pip install fsqcodec[originals]")
 

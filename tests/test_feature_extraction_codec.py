@@ -165,7 +165,9 @@ BAD_AUDIO = {
     "stereo-channels-last": (np.zeros((100, 2), dtype=np.float32), r"^audio has shape \(100, 2\): mono"),
     "one-channel": (torch.zeros(1, 100), r"^audio has shape \(1, 100\): mono"),
     "stereo-in-a-batch": ([CLIP, np.zeros((2, 9))], r"^audio\[1\] has shape \(2, 9\): mono"),
-    "0d": (np.float32(0.5), r"^audio has shape \(\): mono"),
+    "0d": (np.float32(0.5), "^audio is a float32: a numpy array"),
+    "nothing": (None, "^audio is a NoneType: a numpy array"),
+    "path": ("clip.wav", "^audio is a str: a numpy array"),
     "0d-tensor": (torch.tensor(0.5), r"^audio has shape \(\): mono"),
     "3d": (np.zeros((1, 1, 100), dtype=np.float32), r"^audio has shape \(1, 1, 100\): mono"),
     "int32": (np.zeros(9, dtype=np.int32), "^audio holds int32: floats .* or int16"),
@@ -177,6 +179,7 @@ BAD_AUDIO = {
     "bool-tensor": (torch.ones(9, dtype=torch.bool), "^audio holds bool"),
     "complex": (np.ones(9, dtype=np.complex64), "^audio holds complex64"),
     "strings": (["a", "b"], "^audio holds <U1"),
+    "peak-beyond-float32": (np.array([0.0, 1e39]), "^audio peaks at 1e\\+39"),
     "unscaled-peak": (with_sample(20000.0), "^audio peaks at 20000: .* by 32768"),
     "unscaled-negative-peak": (with_sample(-20000.0), "^audio peaks at 20000"),
     "unscaled-peak-in-a-batch": ([CLIP, with_sample(9.0)], r"^audio\[1\] peaks at 9: "),
@@ -240,3 +243,20 @@ def test_it_is_registered_and_saved_under_its_own_name(tmp_path):
 
 def test_its_outputs_are_what_the_model_takes():
     assert CodecFeatureExtractor.model_input_names == ["input_values", "padding_mask"]
+
+
+def test_int16_of_any_byte_order_is_scaled(extract):
+    samples = np.array([0, 16384, -32768], dtype=">i2")
+    assert extract(samples).input_values.ravel().tolist() == [0.0, 0.5, -1.0]
+
+
+def test_a_length_of_nothing_is_refused(extract):
+    with pytest.raises(ValueError, match="max_length is 0: at least one sample"):
+        extract(CLIP, padding=False, truncation=True, max_length=0)
+
+
+def test_an_extractor_for_what_the_codec_is_not_is_refused():
+    with pytest.raises(ValueError, match="feature_size is 2: the codec is mono"):
+        CodecFeatureExtractor(feature_size=2)
+    with pytest.raises(ValueError, match="padding_side is 'left'"):
+        CodecFeatureExtractor(padding_side="left")

@@ -4,10 +4,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from small_configs import small_config, small_model
 
 from fsqcodec import CodecConfig, list_presets
 from fsqcodec.packing import Tokens, pack, read_token_facts, read_tokens, token_digest, unpack, write_tokens
+from small_configs import small_config, small_model
 
 
 def _random_codes(config, num_frames: int, seed: int = 0) -> torch.Tensor:

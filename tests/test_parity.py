@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from clips import speech
-from small_configs import SMALL_CONFIGS
 from transformers import AutoModel
 
+from clips import speech
 from fsqcodec import CodecConfig, convert_checkpoint, list_presets
 from fsqcodec.conversion.originals import OriginalCodec
 from fsqcodec.conversion.verification import Agreement, compare_with_original
+from small_configs import SMALL_CONFIGS
 
 pytest.importorskip("l3ac", reason="the original package l3ac is not installed: pip install fsqcodec[originals]")
 pytest.importorskip(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import soundfile
+
 from clips import ENGLISH
 
 pytest.importorskip("l3ac", reason="the demo makes its checkpoint with the original package l3ac")

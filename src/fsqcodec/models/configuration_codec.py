@@ -20,8 +20,10 @@ class CodecConfig(PreTrainedConfig):
     r"""
     Configuration of [`CodecModel`]: L3AC and SQCodec (https://arxiv.org/abs/2504.04949) are two settings of it.
 
-    Unknown arguments and inconsistent values raise (`TypeError`, `ValueError`). Rates follow from the fields and are
-    properties: `hop_length`, `frame_rate`, `codebook_size`, `bits_per_frame`, `bitrate`, ...
+    Rates follow from the fields and are properties: `hop_length`, `frame_rate`, `codebook_size`, `bitrate`, ...
+
+    An unknown argument raises `TypeError`; a value of the wrong type, or values that contradict each other, raise the
+    `StrictDataclassFieldValidationError` and `StrictDataclassClassValidationError` of huggingface_hub.
 
     Args:
         sampling_rate (`int`): Hz, of the audio that goes in and comes out.
@@ -103,8 +105,8 @@ class CodecConfig(PreTrainedConfig):
                 f"{math.prod(self.upsampling_ratios)}: the products must be equal"
             )
         self._validate_transformers()
-        if self.norm_eps <= 0:
-            raise ValueError(f"norm_eps is {self.norm_eps}: it must be above 0")
+        if not 0 < self.norm_eps < 1:
+            raise ValueError(f"norm_eps is {self.norm_eps}: it must lie between 0 and 1")
         if self.codebook_size >= 2**63:
             raise ValueError(
                 f"quantization_levels {tuple(self.quantization_levels)} make {self.codebook_size} codes: "
@@ -181,7 +183,7 @@ class CodecConfig(PreTrainedConfig):
 
     @property
     def decoder_lookahead_samples(self) -> int:
-        """Samples after a frame's last one that the frames' own audio depends on, through the convolutions.
+        """Samples after a frame's last one whose tokens its audio depends on, through the convolutions: whole frames.
 
         The enhance blocks normalise over the whole clip: beside this, the audio depends on the clip's statistics.
         """
@@ -189,14 +191,12 @@ class CodecConfig(PreTrainedConfig):
             2 * (kernel_size // 2) + TREND_CONV_KERNEL_SIZE // 2 * enhance_dilation(kernel_size)
             for kernel_size in ENHANCE_KERNEL_SIZES
         )
-        step = math.prod(self.upsampling_ratios)
-        lookahead = step * (LATENT_KERNEL_SIZE // 2)
-        if self.transformer_downsampling_ratio > 1:
-            lookahead += self.hop_length  # linear up-sampling reads the next frame
-        for ratio, depth in zip(self.upsampling_ratios, self.decoder_depths):
-            lookahead += (depth * (UNIT_KERNEL_SIZE // 2) + enhance_context + (ratio > 1)) * step
-            step //= ratio
-        return lookahead + TAIL_KERNEL_SIZE // 2 * (sum(TAIL_DILATIONS) + 1)
+        # from the last sample of frame 0 back to the last step it depends on, at ever lower rates
+        last_step = self.hop_length - 1 + TAIL_KERNEL_SIZE // 2 * (sum(TAIL_DILATIONS) + 1)
+        for ratio, depth in zip(reversed(self.upsampling_ratios), reversed(self.decoder_depths)):
+            last_step = _last_interpolated(last_step, ratio) + enhance_context + depth * (UNIT_KERNEL_SIZE // 2)
+        last_step += LATENT_KERNEL_SIZE // 2
+        return _last_interpolated(last_step, self.transformer_downsampling_ratio) * self.hop_length
 
     @classmethod
     def from_preset(cls, name: str, **overrides) -> "CodecConfig":
@@ -209,13 +209,27 @@ class CodecConfig(PreTrainedConfig):
         return cls(**{**PRESETS[name], **overrides})
 
 
+def _last_interpolated(step: int, ratio: int) -> int:
+    """The last input step that up-sampling by `ratio` reads for output `step`: (step + 0.5) / ratio - 0.5, rounded up."""
+    return -((ratio - 2 * step - 1) // (2 * ratio))
+
+
 def enhance_dilation(kernel_size: int) -> int:
     """Dilation of the convolution that follows a trend pool of an enhance block."""
     return kernel_size // 2 + 1
 
 
 _OWN_FIELDS = tuple(CodecConfig.__annotations__)
-_KNOWN_EXTRAS = {"auto_map", "model_type", "name_or_path", "_commit_hash", "torch_dtype", "attn_implementation"}
+_KNOWN_EXTRAS = {  # what Transformers itself passes to a configuration, beside its fields
+    "_commit_hash",
+    "_name_or_path",
+    "attn_implementation",
+    "auto_map",
+    "model_type",
+    "name_or_path",
+    "output_attentions",
+    "torch_dtype",
+}
 
 
 # What the two families share at every rate, and each preset's own numbers, from the configurations that come with the

@@ -20,6 +20,7 @@ from .configuration_codec import (
     UNIT_KERNEL_SIZE,
     enhance_dilation,
 )
+from .precision import at_least_float32
 
 TILE_SIZE = 2**17  # numbers in a tile of hidden activations: 512 KiB in float32, which fits a second-level cache
 
@@ -27,11 +28,6 @@ TILE_SIZE = 2**17  # numbers in a tile of hidden activations: 512 KiB in float32
 def zero_padding(x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     """Zero the steps that belong to no clip, whatever they hold."""
     return x if mask is None else x.masked_fill(~mask, 0)
-
-
-def at_least_float32(x: torch.Tensor) -> torch.Tensor:
-    """x in float32 where it is in half precision."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def in_tiles(function, x: torch.Tensor, hidden_size: int) -> torch.Tensor:

@@ -22,6 +22,10 @@ class CodecFeatureExtractor(SequenceFeatureExtractor):
 
     def __init__(self, feature_size: int = 1, sampling_rate: int = 16000, padding_value: float = 0.0, **kwargs):
         super().__init__(feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
+        if feature_size != 1:
+            raise ValueError(f"feature_size is {feature_size}: the codec is mono, 1 is wanted")
+        if self.padding_side != "right":
+            raise ValueError(f"padding_side is {self.padding_side!r}: the codec wants its padding on the right")
 
     def __call__(
         self,
@@ -61,6 +65,8 @@ class CodecFeatureExtractor(SequenceFeatureExtractor):
                 f"audio is at {sampling_rate} Hz, the model needs {self.sampling_rate} Hz: resample it first, for "
                 f"example with soxr.resample(audio, {sampling_rate}, {self.sampling_rate})"
             )
+        if max_length is not None and max_length < 1:
+            raise ValueError(f"max_length is {max_length}: at least one sample is wanted")
         is_batch = isinstance(audio, (list, tuple)) and len(audio) > 0 and not np.isscalar(audio[0])
         clips = [
             _checked_clip(clip, f"audio[{i}]" if is_batch else "audio")
@@ -85,6 +91,10 @@ def _checked_clip(clip, name: str) -> np.ndarray:
     if hasattr(clip, "detach"):
         clip = clip.detach().cpu()
         clip = (clip.float() if clip.is_floating_point() else clip).numpy()
+    elif not isinstance(clip, (np.ndarray, list, tuple)):
+        raise ValueError(
+            f"{name} is a {type(clip).__name__}: a numpy array, a torch tensor or a list of floats is wanted"
+        )
     clip = np.asarray(clip)
     if clip.ndim != 1:
         raise ValueError(
@@ -93,20 +103,19 @@ def _checked_clip(clip, name: str) -> np.ndarray:
         )
     if clip.size == 0:
         raise ValueError(f"{name} is empty: at least one sample is wanted")
-    if clip.dtype == np.int16:
+    if clip.dtype.kind == "i" and clip.dtype.itemsize == 2:
         return clip.astype(np.float32) / 32768
     if clip.dtype.kind != "f":
         raise ValueError(
             f"{name} holds {clip.dtype}: floats in [-1, 1] or int16 are wanted. Divide integers by their full scale"
         )
-    clip = clip.astype(np.float32)
     if not np.isfinite(clip).all():
         first = int(np.flatnonzero(~np.isfinite(clip))[0])
         raise ValueError(f"{name} has NaN or infinite samples, the first at index {first}: repair or drop the clip")
     peak = float(np.abs(clip).max())
     if peak > LOUDEST_SENSIBLE_PEAK:
         raise ValueError(f"{name} peaks at {peak:g}: samples in [-1, 1] are wanted. Divide 16-bit samples by 32768")
-    return clip
+    return clip.astype(np.float32)
 
 
 CodecFeatureExtractor.register_for_auto_class("AutoFeatureExtractor")

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .convolution import DownsamplingConv1d, at_least_float32, upsample_linear
+from .convolution import DownsamplingConv1d, upsample_linear
+from .precision import Float32Linear
 
 MAX_TILE_SIZE = 128  # queries that share one attention call: few enough to skip most keys that lie in their future
 
@@ -24,21 +25,16 @@ class DynamicPositionBias(nn.Module):
 
     def __init__(self, hidden_size: int, num_heads: int):
         super().__init__()
-        self.input = nn.Linear(1, hidden_size)
-        self.hidden = nn.Linear(hidden_size, hidden_size)
-        self.output = nn.Linear(hidden_size, num_heads)
+        self.input = Float32Linear(1, hidden_size)
+        self.hidden = Float32Linear(hidden_size, hidden_size)
+        self.output = Float32Linear(hidden_size, num_heads)
 
-    def forward(self, num_distances: int) -> torch.Tensor:
+    def forward(self, num_distances: int, device: torch.device) -> torch.Tensor:
         """`(H, num_distances)`, float32, for the distances 0, 1, ...; bfloat16 could not tell large ones apart."""
-
-        def linear(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
-            return F.linear(x, at_least_float32(layer.weight), at_least_float32(layer.bias))
-
-        distances = torch.arange(num_distances, device=self.input.weight.device).unsqueeze(-1)
-        x = distances.to(torch.promote_types(self.input.weight.dtype, torch.float32))
-        for layer in (self.input, self.hidden):
-            x = F.silu(linear(layer, x))
-        return linear(self.output, x).transpose(0, 1)
+        x = torch.arange(num_distances, device=device).unsqueeze(-1)
+        x = F.silu(self.input(x))
+        x = F.silu(self.hidden(x))
+        return self.output(x).transpose(0, 1)
 
 
 def tile_bias(bias: torch.Tensor, tile_size: int) -> torch.Tensor:
@@ -123,7 +119,7 @@ class LocalTransformer(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`(B, T, hidden_size)` to the same shape."""
-        bias = tile_bias(self.position_bias(2 * self.window_size), self.tile_size)
+        bias = tile_bias(self.position_bias(2 * self.window_size, x.device), self.tile_size)
         for layer in self.layers:
             x = layer(x, bias)
         return x

@@ -194,6 +194,7 @@ class CodecModel(PreTrainedAudioTokenizerBase):
 
     def __init__(self, config: CodecConfig):
         super().__init__(config)
+        config.validate()  # `from_pretrained(folder, field=value)` sets fields without validation
         self.encoder = CodecEncoder(config)
         self.quantizer = FiniteScalarQuantizer(config.latent_dim, config.quantization_levels, config.quantizer_bound)
         self.decoder = CodecDecoder(config)

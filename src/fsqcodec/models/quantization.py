@@ -10,8 +10,9 @@ Three views of a token, with L = quantization_levels:
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import nn
+
+from .precision import Float32Linear
 
 FSQ_MARGIN = 1e-3  # how far the paper's bound overshoots the outermost level, relative
 
@@ -49,7 +50,7 @@ class FiniteScalarQuantizer(nn.Module):
         super().__init__()
         self.quantization_levels = tuple(quantization_levels)
         self.bound = bound
-        self.project_in = nn.Linear(latent_dim, len(self.quantization_levels))
+        self.project_in = Float32Linear(latent_dim, len(self.quantization_levels))
         self.project_out = nn.Linear(len(self.quantization_levels), latent_dim)
 
     def forward(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -65,9 +66,8 @@ class FiniteScalarQuantizer(nn.Module):
 
     def positions(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents `(..., latent_dim)` to positions on the grid `(..., len(levels))`: digits before they are rounded."""
-        pre_activations = F.linear(latents.float(), self.project_in.weight.float(), self.project_in.bias.float())
         half_range, shift, offset = self._bound_constants(latents.device)
-        return torch.tanh(pre_activations + shift) * half_range + offset
+        return torch.tanh(self.project_in(latents) + shift) * half_range + offset
 
     def round(self, positions: torch.Tensor) -> torch.Tensor:
         """Positions to digits, int64."""
@@ -89,7 +89,7 @@ class FiniteScalarQuantizer(nn.Module):
     def values_to_digits(self, values: torch.Tensor) -> torch.Tensor:
         """Values `(..., len(levels))` to the nearest digits, int64; the inverse of `digits_to_values`."""
         zero_positions = self._zero_positions(values.device)
-        return self.round((values.float() + 1) * zero_positions)
+        return self.round((values + 1) * zero_positions)
 
     def indices_to_features(self, indices: torch.Tensor) -> torch.Tensor:
         """Indices `(batch, num_frames)` to the decoder's input `(batch, num_frames, latent_dim)`."""
