@@ -210,7 +210,7 @@ class CodecConfig(PreTrainedConfig):
 
 
 def _last_interpolated(step: int, ratio: int) -> int:
-    """The last input step that up-sampling by `ratio` reads for output `step`: (step + 0.5) / ratio - 0.5, rounded up."""
+    """The last input step that up-sampling by `ratio` reads for output `step`: (step + 0.5) / ratio - 0.5, up."""
     return -((ratio - 2 * step - 1) // (2 * ratio))
 
 
