@@ -12,10 +12,8 @@ from typing import Annotated
 import torch
 import typer
 
-from fsqcodec import CodecConfig, CodecModel
+from fsqcodec import CodecConfig
 from fsqcodec.audio import read_audio
-from fsqcodec.conversion.codec_table import convert_codec
-from fsqcodec.conversion.original_weights import OriginalWeights
 from fsqcodec.conversion.originals import OriginalCodec, decode_with
 
 CLIP = "examples/audio/lj_gutenberg.flac"
@@ -31,13 +29,7 @@ def main(
         config = CodecConfig.from_preset(name)
         original = OriginalCodec(name.split("-")[0], config)
         original.randomize(seed=0, clip=read_audio(CLIP, config.sampling_rate))
-        weights = {
-            f"{file}.{key}": tensor
-            for file, module in original.network.trainable_modules.items()
-            for key, tensor in module.state_dict().items()
-        }
-        model = CodecModel(config).eval()
-        model.load_state_dict(convert_codec(OriginalWeights(weights), config))
+        model = original.converted()
         for length in seconds:
             codes = torch.randint(config.codebook_size, (round(length * config.frame_rate),))
             exact = original.decode(codes)

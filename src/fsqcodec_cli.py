@@ -75,7 +75,7 @@ def convert(
 
         own_config = CodecConfig.from_json_file(config) if config else None
         folder = convert_checkpoint(origin.value, source, output, preset=preset, config=own_config, verify=verify)
-        typer.echo(f"wrote {folder}")
+        typer.echo(f"wrote {folder}{', verified: its README.md has the figures' if verify else ''}")
 
 
 @app.command()

@@ -8,6 +8,9 @@ import numpy as np
 import torch
 
 from ..models.configuration_codec import CodecConfig
+from ..models.modeling_codec import CodecModel
+from .codec_table import convert_codec
+from .original_weights import OriginalWeights
 
 ORIGINS = ("l3ac", "sqcodec")
 RANDOM_AUDIO_LEVEL = 0.1  # RMS of what random weights decode, that of speech
@@ -38,6 +41,17 @@ class OriginalCodec:
         Path(folder).mkdir(parents=True, exist_ok=True)
         self.network.float().save_model(model_path=Path(folder))
         self.network.double()
+
+    def converted(self) -> CodecModel:
+        """Our model with this network's weights, float32."""
+        weights = {
+            f"{file}.{key}": tensor
+            for file, module in self.network.trainable_modules.items()
+            for key, tensor in module.state_dict().items()
+        }
+        model = CodecModel(self.config).eval()
+        model.load_state_dict(convert_codec(OriginalWeights(weights), self.config))
+        return model
 
     def float32_network(self) -> torch.nn.Module:
         """A copy of the network in float32, as its package runs it."""
