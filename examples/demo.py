@@ -2,9 +2,9 @@
 
     python examples/demo.py
 
-The published weights are on the Hub (see the README); where none have been converted to demo/codec-1kbps, this makes a
-checkpoint with random weights in the original's file format and converts it. Then everything works, but the output only
-follows the input's pauses and is not speech.
+Uses demo/codec-1kbps if the published weights have been converted to it (see the README). If not, it makes a checkpoint
+with random weights in the original's file format, converts that to demo/codec-1kbps-random and uses it: then everything
+works, but the output only follows the input's pauses and is not speech.
 """
 
 import time
@@ -26,16 +26,17 @@ PRESET = "l3ac-1kbps"
 CLIP = Path(__file__).parent / "audio" / "lj_gutenberg.flac"
 OUTPUT_DIR = Path("demo")
 MODEL_DIR = OUTPUT_DIR / "codec-1kbps"
-ORIGINAL_DIR = OUTPUT_DIR / "original-1kbps-random"
+RANDOM_MODEL_DIR = OUTPUT_DIR / "codec-1kbps-random"
 
 
 def main():
-    if not MODEL_DIR.exists():
-        make_random_model()
-    if ORIGINAL_DIR.exists():
-        print(f"{MODEL_DIR} has RANDOM weights: tokens and timings are real, the decoded audio is not speech")
-    model = AutoModel.from_pretrained(MODEL_DIR, dtype=torch.float32)
-    feature_extractor = AutoFeatureExtractor.from_pretrained(MODEL_DIR)
+    model_dir = MODEL_DIR if MODEL_DIR.exists() else RANDOM_MODEL_DIR
+    if model_dir == RANDOM_MODEL_DIR:
+        print(f"no {MODEL_DIR}, using RANDOM weights: tokens and timings are real, the decoded audio is not speech")
+        if not RANDOM_MODEL_DIR.exists():
+            make_random_model()
+    model = AutoModel.from_pretrained(model_dir, dtype=torch.float32)
+    feature_extractor = AutoFeatureExtractor.from_pretrained(model_dir)
     sampling_rate = model.config.sampling_rate
     audio = read_audio(CLIP, sampling_rate)
     features = feature_extractor(audio, sampling_rate=sampling_rate, return_tensors="pt")
@@ -66,8 +67,10 @@ def make_random_model():
     config = fsqcodec.CodecConfig.from_preset(PRESET)
     original = OriginalCodec("l3ac", config)
     original.randomize(seed=0, clip=read_audio(CLIP, config.sampling_rate))
-    original.save(ORIGINAL_DIR)
-    fsqcodec.convert_checkpoint("l3ac", ORIGINAL_DIR, MODEL_DIR, preset=PRESET, verify=True)
+    original.save(OUTPUT_DIR / "original-1kbps-random")
+    fsqcodec.convert_checkpoint(
+        "l3ac", OUTPUT_DIR / "original-1kbps-random", RANDOM_MODEL_DIR, preset=PRESET, verify=True
+    )
 
 
 def plot(waveforms: dict, sampling_rate: int, path: Path):

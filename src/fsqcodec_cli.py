@@ -1,5 +1,6 @@
 """The command line, arguments only. It lies beside the package so that `fsqcodec --help` does not import torch."""
 
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -71,9 +72,11 @@ def convert(
     Example: fsqcodec convert l3ac zhai-lw/L3AC --preset l3ac-1kbps --output codec-1kbps
     """
     with _errors_as_sentences():
-        from fsqcodec import CodecConfig, convert_checkpoint
+        if (preset is None) == (config is None):
+            raise ValueError("give either --preset NAME, one that `fsqcodec info` lists, or --config FILE")
+        from fsqcodec import convert_checkpoint
 
-        own_config = CodecConfig.from_json_file(config) if config else None
+        own_config = _read_config(config) if config else None
         folder = convert_checkpoint(origin.value, source, output, preset=preset, config=own_config, verify=verify)
         typer.echo(f"wrote {folder}{', verified: its README.md has the figures' if verify else ''}")
 
@@ -118,23 +121,33 @@ def decode(
         _print_report(report)
 
 
+def _read_config(path: Path):
+    from fsqcodec import CodecConfig
+
+    try:
+        return CodecConfig(**json.loads(path.read_text()))
+    except (TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not a configuration, a JSON object of CodecConfig's fields: {error}") from error
+
+
 @contextmanager
 def _errors_as_sentences() -> Iterator[None]:
-    """What a user can do something about becomes one line on stderr; our own bugs keep their traceback."""
+    """Errors that say what is wrong with the input become one line on stderr; others keep their traceback."""
     try:
         yield
     except KeyboardInterrupt:
         typer.echo("interrupted: files written so far are complete", err=True)
         sys.exit(130)
     except _user_errors() as error:
-        typer.echo(f"error: {error}", err=True)
+        strict_cause = error.__cause__ if type(error).__name__.startswith("StrictDataclass") else None
+        typer.echo(f"error: {strict_cause or error}", err=True)
         sys.exit(1)
 
 
 def _user_errors() -> tuple[type[Exception], ...]:
     from huggingface_hub.errors import StrictDataclassError
 
-    return ValueError, OSError, ImportError, TypeError, RuntimeError, StrictDataclassError
+    return ValueError, OSError, ImportError, RuntimeError, StrictDataclassError
 
 
 def _print_report(report):

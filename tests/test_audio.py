@@ -73,11 +73,27 @@ def test_audio_is_not_written_as_something_else(tmp_path):
         write_audio(tmp_path / "out.mp3", _sine(16000), 16000)
 
 
+@pytest.mark.parametrize(
+    "audio",
+    [np.array([0, np.nan]), np.zeros((2, 100)), np.zeros(9, dtype=np.int16)],
+    ids=["nan", "two channels", "integers"],
+)
+def test_what_is_not_mono_float_audio_is_not_written(tmp_path, audio):
+    with pytest.raises(ValueError, match="can't be written"):
+        write_audio(tmp_path / "out.wav", audio, 16000)
+    assert not list(tmp_path.iterdir())
+
+
+def test_only_mixing_and_refusing_are_known():
+    with pytest.raises(ValueError, match="channels is 'left'"):
+        read_audio(ENGLISH, 16000, channels="left")
+
+
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
     path = tmp_path / "out.wav"
     write_audio(path, _sine(16000), 16000)
     before = path.read_bytes()
-    with pytest.raises((ValueError, TypeError, soundfile.LibsndfileError)):
-        write_audio(path, np.array(["not audio"]), 16000)
+    with pytest.raises(OSError, match="out.wav can't be written"):
+        write_audio(path, _sine(16000), sampling_rate=-1)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]

@@ -13,8 +13,9 @@ from transformers import AutoModel
 from typer.testing import CliRunner
 
 from clips import ENGLISH, GERMAN
-from fsqcodec import CodecFeatureExtractor
+from fsqcodec import CodecFeatureExtractor, CodecModel
 from fsqcodec.audio import read_audio
+from fsqcodec.files import _batches
 from fsqcodec.packing import read_tokens, token_digest
 from fsqcodec_cli import app
 from small_configs import small_model
@@ -52,7 +53,7 @@ def test_files_folders_and_globs_become_tokens_and_audio_of_the_same_length(mode
     tokens = read_tokens(tmp_path / "tokens" / "b.safetensors", model.config)
     assert (tokens.num_samples, tokens.sampling_rate) == (4999, 16000)
     assert tokens.codes.shape == (1, -(-4999 // model.config.hop_length))
-    assert tokens.digest == token_digest(model)
+    assert tokens.token_digest == token_digest(model)
 
     result = run("decode", tmp_path / "tokens", "-m", model_dir, "-o", tmp_path / "out", "--format", "flac")
     assert result.exit_code == 0, result.stderr
@@ -90,21 +91,25 @@ def test_bad_files_are_reported_and_do_not_stop_the_others(model_dir, tmp_path):
     (folder / "text.wav").write_text("hello")
     soundfile.write(folder / "stereo.wav", np.zeros((800, 2)), 16000)
     soundfile.write(folder / "nan.wav", np.full(800, np.nan), 16000, subtype="FLOAT")
+    soundfile.write(folder / "loud.wav", np.full(800, 19.7), 16000, subtype="FLOAT")
     soundfile.write(folder / "good.wav", np.zeros(800), 16000)
+    (folder / "._good.wav").write_text("what some systems leave beside a file")
     result = run("encode", folder, "-m", model_dir, "-o", tmp_path / "tokens")
     assert result.exit_code == 1
     assert [path.name for path in (tmp_path / "tokens").iterdir()] == ["good.safetensors"]
     failures = [line for line in result.stderr.splitlines() if line.startswith("failed: ")]
-    assert len(failures) == 3
+    assert len(failures) == 4
     assert any("text.wav is not an audio file" in line for line in failures)
     assert any("stereo.wav has 2 channels" in line and "--channels mix" in line for line in failures)
     assert any("nan.wav has NaN" in line for line in failures)
+    assert any("loud.wav: audio peaks at 19.7" in line for line in failures)
     assert run("encode", folder / "stereo.wav", "-m", model_dir, "-o", tmp_path, "--channels", "mix").exit_code == 0
 
 
-def test_tokens_of_another_codec_are_refused_with_both_names(model_dir, tmp_path):
+@pytest.mark.parametrize("kind", ["l3ac-coarse", "sqcodec-fine"], ids=["same sizes", "another codebook"])
+def test_tokens_of_another_codec_are_refused_with_both_names(model_dir, tmp_path, kind):
     other = tmp_path / "other"
-    small_model("l3ac-coarse", seed=5).save_pretrained(other)
+    small_model(kind, seed=5).save_pretrained(other)
     run("encode", GERMAN, "-m", model_dir, "-o", tmp_path / "tokens")
     result = run("decode", tmp_path / "tokens", "-m", other, "-o", tmp_path / "out")
     assert result.exit_code == 1
@@ -123,21 +128,73 @@ def test_tokens_of_another_codec_are_refused_with_both_names(model_dir, tmp_path
     [
         (["encode", "nothing-here.wav", "-m", "MODEL", "-o", "out"], "nothing-here.wav is no file, no folder"),
         (["encode", "EMPTY", "-m", "MODEL", "-o", "out"], "has no file that ends in .wav"),
-        (["encode", ENGLISH, "-m", "EMPTY", "-o", "out"], "error: "),
+        (["encode", ENGLISH, "-m", "EMPTY", "-o", "out"], "Unrecognized model in EMPTY"),
+        (["encode", ENGLISH, "-m", "l3ac-1kbps", "-o", "out"], "l3ac-1kbps is a preset, sizes without weights"),
+        (["encode", ENGLISH, "-m", ENGLISH, "-o", "out"], "lj_gutenberg.flac is no model"),
+        (["encode", ENGLISH, "-m", "MODEL", "-o", "FILE"], "FILE is a file: a folder for the outputs is wanted"),
+        (["encode", ENGLISH, "-m", "MODEL", "-o", "out", "--device", "abacus"], "device 'abacus' can't be used"),
         (["decode", ENGLISH, "-m", "MODEL", "-o", "out"], "truncated, damaged or not a token file"),
         (["convert", "l3ac", "EMPTY", "--preset", "l3ac-1kbps", "-o", "out"], "has no encoder.pt"),
-        (["convert", "l3ac", "EMPTY", "-o", "out"], "either preset or config"),
+        (["convert", "l3ac", "EMPTY", "-o", "out"], "give either --preset NAME"),
+        (["convert", "l3ac", "EMPTY", "-o", "out", "--config", "FILE"], "FILE is not a configuration"),
+        (["convert", "l3ac", "EMPTY", "-o", "out", "--config", "BAD_CONFIG"], "error: latent_dim is 0"),
         (["convert", "l3ac", "EMPTY", "--preset", "1kbps", "-o", "out"], "the presets are: l3ac-0k75bps"),
-        (["info", "EMPTY"], "error: "),
+        (["info", "EMPTY"], "Unrecognized model in EMPTY"),
     ],
 )
 def test_wrong_input_ends_in_one_sentence(model_dir, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "EMPTY").mkdir()
+    (tmp_path / "FILE").write_text("no JSON")
+    (tmp_path / "BAD_CONFIG").write_text('{"latent_dim": 0}')
     result = run(*(model_dir if argument == "MODEL" else argument for argument in arguments))
     assert result.exit_code == 1
     assert message in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_one_file_named_twice_is_encoded_once(model_dir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    soundfile.write("clip.wav", np.zeros(100), 16000)
+    result = run("encode", "clip.wav", "./clip.wav", str(tmp_path / "c*"), "-m", model_dir, "-o", ".")
+    assert result.exit_code == 0, result.stderr
+    assert "1 written" in result.stdout
+    assert run("encode", "c*", "-m", model_dir, "-o", ".").exit_code == 0, "its own outputs are no audio"
+
+
+def test_names_may_be_long_and_odd(model_dir, tmp_path):
+    source = tmp_path / f"{'ä ' * 78}[1].WAV"
+    soundfile.write(source, np.zeros(100), 16000, format="WAV")
+    assert run("encode", source, "-m", model_dir, "-o", tmp_path / "out").exit_code == 0
+    assert [path.stem for path in (tmp_path / "out").iterdir()] == [source.stem]
+
+
+def test_batches_hold_files_of_similar_length_and_stay_small():
+    durations = {Path(f"{i}"): seconds for i, seconds in enumerate([1.0] * 40 + [30.0] * 5 + [500.0])}
+    batches = list(_batches(durations))
+    assert sorted(source for batch in batches for source in batch) == sorted(durations)
+    assert all(len(batch) <= 16 for batch in batches)
+    for batch in batches:
+        longest = max(durations[source] for source in batch)
+        assert len(batch) == 1 or len(batch) * longest <= 64
+    assert len(batches) < 10
+
+
+def test_running_out_of_memory_fails_the_files_of_a_batch_and_no_other(model_dir, tmp_path, monkeypatch):
+    def encode_unless_long(self, input_values, **kwargs):
+        if input_values.shape[-1] > 1000:
+            raise RuntimeError("not enough memory")
+        return encode(self, input_values, **kwargs)
+
+    encode = CodecModel.encode
+    monkeypatch.setattr(CodecModel, "encode", encode_unless_long)
+    soundfile.write(tmp_path / "long.wav", np.zeros(16000 * 40), 16000)
+    soundfile.write(tmp_path / "short.wav", np.zeros(500), 16000)
+    monkeypatch.setattr("fsqcodec.files.MAX_BATCH_SECONDS", 1.0)
+    result = run("encode", tmp_path / "long.wav", tmp_path / "short.wav", "-m", model_dir, "-o", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "long.wav: not enough memory" in result.stderr
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["short.safetensors"]
 
 
 def test_two_inputs_with_one_output_are_refused(model_dir, tmp_path):
@@ -178,6 +235,14 @@ def test_info_shows_presets_models_and_token_files(model_dir, tmp_path):
 @pytest.mark.parametrize("command", ["info", "convert", "encode", "decode"])
 def test_help_has_an_example(command):
     assert f"Example: fsqcodec {command}" in run(command, "--help").stdout
+
+
+def test_the_commands_come_from_the_source_tree():
+    """An editable install must not hold a copy."""
+    import fsqcodec
+    import fsqcodec_cli
+
+    assert Path(fsqcodec_cli.__file__).parent == Path(fsqcodec.__file__).parent.parent
 
 
 def test_help_does_not_import_torch():

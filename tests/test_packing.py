@@ -1,12 +1,18 @@
+import json
 import math
+import os
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
 from fsqcodec import CodecConfig, list_presets
-from fsqcodec.packing import Tokens, pack, read_token_facts, read_tokens, token_digest, unpack, write_tokens
+from fsqcodec.packing import FORMAT, Tokens, pack, read_token_facts, read_tokens, token_digest, unpack, write_tokens
 from small_configs import small_config, small_model
 
 
@@ -81,13 +87,13 @@ def test_a_token_file_round_trips(tmp_path):
     write_tokens(path, tokens, config)
     read = read_tokens(path, config)
     assert torch.equal(read.codes, tokens.codes)
-    assert (read.model, read.digest, read.sampling_rate, read.num_samples) == (
+    assert (read.model, read.token_digest, read.sampling_rate, read.num_samples) == (
         "some/model",
         "0123456789abcdef",
         16000,
         7320,
     )
-    assert read_token_facts(path)["codebook_size"] == "250047"
+    assert read_token_facts(path)["codebook_size"] == 250047
     assert [file.name for file in path.parent.iterdir()] == ["clip.safetensors"]
 
 
@@ -117,6 +123,42 @@ def test_reading_other_files_says_what_they_are(tmp_path):
     small_model("l3ac-fine").save_pretrained(tmp_path / "model")
     with pytest.raises(ValueError, match="is not a token file of fsqcodec"):
         read_tokens(tmp_path / "model" / "model.safetensors", config)
+
+
+def test_the_same_tokens_make_the_same_bytes_in_any_process(tmp_path):
+    code = (
+        "import sys, torch; from fsqcodec import CodecConfig; from fsqcodec.packing import Tokens, write_tokens;"
+        "write_tokens(sys.argv[1], Tokens(torch.arange(50)[None], 'm', '0' * 16, 16000, 13500),"
+        "CodecConfig.from_preset('l3ac-1kbps'))"
+    )
+    paths = [tmp_path / f"{i}.safetensors" for i in range(2)]
+    for seed, path in enumerate(paths):
+        environment = {**os.environ, "PYTHONHASHSEED": str(seed)}
+        subprocess.run([sys.executable, "-c", code, path], env=environment, check=True)
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+def test_missing_and_contradictory_facts_are_named(tmp_path):
+    config = CodecConfig.from_preset("l3ac-1kbps")
+    path = tmp_path / "clip.safetensors"
+    facts = {
+        "model": "m",
+        "token_digest": "0" * 16,
+        "sampling_rate": 16000,
+        "num_samples": 270,
+        "num_frames": 1,
+        "num_codebooks": 1,
+        "codebook_size": 117649,
+    }
+    packed = {"packed_codes": np.zeros(3, dtype=np.uint8)}
+    for name in facts:
+        damaged = {key: fact for key, fact in facts.items() if key != name}
+        save_file(packed, path, metadata={FORMAT: json.dumps(damaged)})
+        with pytest.raises(ValueError, match=f"clip.safetensors is damaged: its {name} is None"):
+            read_token_facts(path)
+    save_file(packed, path, metadata={FORMAT: json.dumps({**facts, "num_frames": 2})})
+    with pytest.raises(ValueError, match="3 bytes: 2 frames of 17 bits take 5"):
+        read_tokens(path, config)
 
 
 def test_the_digest_says_what_tokens_mean(tmp_path):

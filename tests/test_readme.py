@@ -40,7 +40,7 @@ def _run(command, folder: Path, **kwargs) -> "subprocess.CompletedProcess[str]":
 def test_the_demo_writes_audio_of_the_inputs_length_and_a_picture(workplace):
     assert soundfile.info(workplace / "demo" / "out.wav").frames == soundfile.info(ENGLISH).frames
     assert (workplace / "demo" / "out.png").read_bytes().startswith(b"\x89PNG")
-    assert "tokens equal" in (workplace / "demo" / "codec-1kbps" / "README.md").read_text()
+    assert "tokens equal" in (workplace / "demo" / "codec-1kbps-random" / "README.md").read_text()
 
 
 def test_the_blocks_run(workplace):
@@ -52,6 +52,7 @@ def test_the_blocks_run(workplace):
         ran += 1
     assert ran == 2
     assert len(list((workplace / "demo" / "decoded").glob("*.flac"))) == 2
+    assert soundfile.info(workplace / "demo" / "gutenberg.wav").frames == soundfile.info(ENGLISH).frames
 
 
 def test_the_shapes_in_the_comments_are_right(workplace):

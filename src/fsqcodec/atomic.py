@@ -11,7 +11,7 @@ from pathlib import Path
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`: renamed to it at the end of the block, removed if the block raises."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=".unfinished-", dir=path.parent)
     os.close(handle)
     unfinished = Path(name)
     try:

@@ -32,8 +32,10 @@ def read_audio(
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not an audio file, a damaged or empty one, more than one channel.
+        ValueError: not an audio file, a damaged or empty one, more than one channel, another word for `channels`.
     """
+    if channels not in ("mix", "refuse"):
+        raise ValueError(f"channels is {channels!r}: 'mix' or 'refuse' is wanted")
     with _open(path) as file:
         try:
             audio = file.read(dtype="float32", always_2d=True)
@@ -64,13 +66,22 @@ def resample(audio: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
 
 def write_audio(path: str | os.PathLike, audio: np.ndarray, sampling_rate: int):
     """Write mono float `(num_samples,)` in [-1, 1] as 16-bit wav or flac, by the suffix of `path`. The file appears
-    when it is complete. Raises `ValueError` for another suffix."""
+    when it is complete. Raises `ValueError` for another suffix, another shape, integers, NaN and infinite samples, and
+    `OSError` where it can't be written."""
     path = Path(path)
     if path.suffix.lower() not in WRITABLE_SUFFIXES:
         raise ValueError(f"{path} ends in {path.suffix!r}: audio is written as {' or '.join(WRITABLE_SUFFIXES)}")
+    audio = np.asarray(audio)
+    if audio.ndim != 1 or audio.dtype.kind != "f" or not np.isfinite(audio).all():
+        raise ValueError(
+            f"audio {audio.shape} of {audio.dtype} can't be written: (num_samples,), finite floats, is wanted"
+        )
     with atomic_path(path) as unfinished:
         file_format = path.suffix[1:].upper()
-        soundfile.write(unfinished, np.clip(audio, -1, 1), sampling_rate, format=file_format, subtype="PCM_16")
+        try:
+            soundfile.write(unfinished, np.clip(audio, -1, 1), sampling_rate, format=file_format, subtype="PCM_16")
+        except soundfile.LibsndfileError as error:
+            raise OSError(f"{path} can't be written: {error.error_string}") from error
 
 
 def _open(path: str | os.PathLike) -> soundfile.SoundFile:

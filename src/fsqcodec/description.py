@@ -22,8 +22,9 @@ def describe(target: str | None) -> Iterator[tuple[str, str]]:
         yield from _config_rows(CodecConfig.from_preset(target))
     elif Path(target).is_file() and Path(target).suffix == TOKEN_SUFFIX:
         facts = read_token_facts(target)
-        yield from facts.items()
-        yield "seconds", f"{int(facts['num_samples']) / int(facts['sampling_rate']):.3f}"
+        for name, fact in facts.items():
+            yield name.replace("_", " "), str(fact)
+        yield "seconds", f"{facts['num_samples'] / facts['sampling_rate']:.3f}"
     else:
         model = load_model(target, device="cpu")
         yield "model", target

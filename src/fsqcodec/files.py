@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from tqdm import tqdm
@@ -18,7 +19,8 @@ from transformers import AutoFeatureExtractor, AutoModel
 
 from .audio import AUDIO_SUFFIXES, audio_seconds, read_audio, write_audio
 from .models.modeling_codec import CodecModel
-from .packing import Tokens, read_tokens, token_digest, write_tokens
+from .packing import Tokens, read_token_facts, read_tokens, token_digest, write_tokens
+from .presets import PRESETS
 
 TOKEN_SUFFIX = ".safetensors"
 MAX_BATCH_SIZE = 16
@@ -38,13 +40,26 @@ class FilesReport:
 def load_model(model: str | os.PathLike, device: str | None = None) -> CodecModel:
     """A codec from a folder or Hub id, in float32 and evaluation mode, on `device` (by default the GPU where one is).
 
-    Raises `ValueError` for damaged weights and for another kind of model, `OSError` where there is none.
+    Raises `ValueError` for damaged weights, for another kind of model and for a device that can't be used, `OSError`
+    where there is no model.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {device!r} can't be used: {str(error).splitlines()[0]}") from error
+    if not Path(model).is_dir():
+        if model in PRESETS:
+            raise ValueError(f"{model} is a preset, sizes without weights: convert a checkpoint first")
+        if Path(model).is_file() or str(model).count("/") > 1:
+            raise FileNotFoundError(f"{model} is no model: a folder or a Hub id like org/name is wanted")
     try:
         loaded = AutoModel.from_pretrained(model, dtype=torch.float32)
     except SafetensorError as error:
         raise ValueError(f"the weights of {model} can't be read, truncated or damaged: {error}") from error
+    except OSError as error:
+        reason = str(error).splitlines()[0]
+        raise OSError(f"no model {str(model)!r}, neither a folder here nor on the Hub: {reason}") from error
     if not isinstance(loaded, CodecModel):
         raise ValueError(f"{model} is a {type(loaded).__name__}: a codec of fsqcodec is wanted")
     return loaded.to(device).eval()
@@ -80,28 +95,39 @@ def encode_files(
     digest, sampling_rate = token_digest(codec), codec.config.sampling_rate
     durations = {}
     for source in _without_existing(outputs, overwrite, report):
-        with _failures_reported(source, report):
+        with _failures_reported([source], report):
             durations[source] = audio_seconds(source)
-    with tqdm(total=round(sum(durations.values())), unit="s", desc="encode") as progress:
+    with tqdm(total=len(durations), unit="file", desc="encode") as progress:
         for batch in _batches(durations):
             clips = {}
             for source in batch:
-                with _failures_reported(source, report):
-                    clips[source] = read_audio(source, sampling_rate, channels)
-            if clips:
-                features = extractor(list(clips.values()), sampling_rate=sampling_rate, return_tensors="pt")
-                with torch.inference_mode():
-                    encoded = codec.encode(**features.to(codec.device))
-                num_frames = encoded.audio_codes_mask.sum(dim=-1).tolist()
-                for i, (source, clip) in enumerate(clips.items()):
-                    codes = encoded.audio_codes[i, :, : num_frames[i]].cpu()
-                    tokens = Tokens(codes, os.fspath(model), digest, sampling_rate, len(clip))
-                    with _failures_reported(source, report):
-                        write_tokens(outputs[source], tokens, codec.config)
-                        report.written.append(outputs[source])
-                        report.seconds += len(clip) / sampling_rate
-            progress.update(round(sum(durations[source] for source in batch)))
+                with _failures_reported([source], report):
+                    clip = read_audio(source, sampling_rate, channels)
+                    extractor(clip, sampling_rate=sampling_rate)  # refuses what the model can't take
+                    clips[source] = clip
+            codes = {}
+            with _failures_reported(clips, report):
+                codes = _encode_batch(codec, extractor, clips)
+            for source, clip_codes in codes.items():
+                with _failures_reported([source], report):
+                    tokens = Tokens(clip_codes, os.fspath(model), digest, sampling_rate, len(clips[source]))
+                    write_tokens(outputs[source], tokens, codec.config)
+                    report.written.append(outputs[source])
+                    report.seconds += len(clips[source]) / sampling_rate
+            progress.update(len(batch))
     return report
+
+
+@torch.inference_mode()
+def _encode_batch(codec: CodecModel, extractor, clips: dict[Path, np.ndarray]) -> dict[Path, torch.Tensor]:
+    """Codes `(num_codebooks, num_frames)` of each clip `(num_samples,)`."""
+    if not clips:
+        return {}
+    sampling_rate = codec.config.sampling_rate
+    features = extractor(list(clips.values()), sampling_rate=sampling_rate, return_tensors="pt")
+    encoded = codec.encode(**features.to(codec.device))
+    num_frames = encoded.audio_codes_mask.sum(dim=-1).tolist()
+    return {source: codes[:, :n].cpu() for source, codes, n in zip(clips, encoded.audio_codes, num_frames)}
 
 
 def decode_files(
@@ -123,13 +149,14 @@ def decode_files(
     codec = load_model(model, device)
     digest = token_digest(codec)
     for source in tqdm(_without_existing(outputs, overwrite, report), unit="file", desc="decode"):
-        with _failures_reported(source, report):
-            tokens = read_tokens(source, codec.config)
-            if tokens.digest != digest:
+        with _failures_reported([source], report):
+            facts = read_token_facts(source)
+            if facts["token_digest"] != digest:
                 raise ValueError(
-                    f"{source} was encoded by {tokens.model} with token digest {tokens.digest}, {model} has {digest}: "
-                    "its tokens mean something else, decode with the codec that made them"
+                    f"{source} was encoded by {facts['model']} with token digest {facts['token_digest']}, {model} has "
+                    f"{digest}: its tokens mean something else, decode with the codec that made them"
                 )
+            tokens = read_tokens(source, codec.config)
             with torch.inference_mode():
                 codes = tokens.codes[None].to(codec.device)
                 audio = codec.decode(codes, num_samples=tokens.num_samples).audio_values[0, 0]
@@ -140,23 +167,27 @@ def decode_files(
 
 
 @contextmanager
-def _failures_reported(source: Path, report: FilesReport) -> Iterator[None]:
-    """Turn an error of one file into a line of the report."""
+def _failures_reported(sources: Iterable[Path], report: FilesReport) -> Iterator[None]:
+    """Turn an error, running out of memory among them, into a line of the report for each of the files."""
     try:
         yield
-    except (ValueError, OSError) as error:
-        report.failed[source] = str(error)
+    except (ValueError, OSError, RuntimeError) as error:
+        reason = str(error)
+        for source in sources:
+            report.failed[source] = reason if str(source) in reason else f"{source}: {reason}"
 
 
 def _plan(inputs, output_dir: Path, suffixes: tuple[str, ...], output_suffix: str) -> dict[Path, Path]:
     """Output by input, with every folder and glob resolved."""
+    if output_dir.exists() and not output_dir.is_dir():
+        raise NotADirectoryError(f"{output_dir} is a file: a folder for the outputs is wanted")
     outputs, sources = {}, {}
     for given in map(os.fspath, inputs):
         for source, relative in _resolve(given, suffixes):
             output = output_dir / relative.with_suffix(output_suffix)
-            if sources.setdefault(output, source) != source:
+            if sources.setdefault(output, source).resolve() != source.resolve():
                 raise ValueError(f"{sources[output]} and {source} would both be written to {output}: run them apart")
-            outputs[source] = output
+            outputs[sources[output]] = output
     return outputs
 
 
@@ -166,14 +197,16 @@ def _resolve(given: str, suffixes: tuple[str, ...]) -> list[tuple[Path, Path]]:
     if path.is_file():
         return [(path, Path(path.name))]
     if path.is_dir():
-        found = sorted(file for file in path.rglob("*") if file.suffix.lower() in suffixes and file.is_file())
+        found = sorted(file for file in path.rglob("[!.]*") if file.suffix.lower() in suffixes and file.is_file())
         if not found:
             raise FileNotFoundError(f"the folder {given} has no file that ends in {', '.join(suffixes)}")
         return [(file, file.relative_to(path)) for file in found]
-    matches = sorted(Path(match) for match in glob.glob(given, recursive=True) if Path(match).is_file())
-    if not matches:
-        raise FileNotFoundError(f"{given} is no file, no folder and no pattern that matches a file")
-    return [(match, Path(match.name)) for match in matches]
+    matches = sorted(Path(match) for match in glob.glob(given, recursive=True))
+    found = [match for match in matches if match.suffix.lower() in suffixes and match.is_file()]
+    if not found:
+        endings = ", ".join(suffixes)
+        raise FileNotFoundError(f"{given} is no file, no folder and no pattern of files that end in {endings}")
+    return [(file, Path(file.name)) for file in found]
 
 
 def _without_existing(outputs: dict[Path, Path], overwrite: bool, report: FilesReport) -> list[Path]:

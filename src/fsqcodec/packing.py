@@ -20,6 +20,15 @@ from .atomic import atomic_path
 
 FORMAT = "fsqcodec-tokens-1"
 DIGEST_LENGTH = 16  # hexadecimal digits
+FACTS = {
+    "model": str,
+    "token_digest": str,
+    "sampling_rate": int,
+    "num_samples": int,
+    "num_frames": int,
+    "num_codebooks": int,
+    "codebook_size": int,
+}
 
 
 def pack(codes, config) -> bytes:
@@ -28,7 +37,7 @@ def pack(codes, config) -> bytes:
     `config` is the codec's: its `codebook_size` and `num_codebooks` say how many bits a frame takes. A leading batch
     axis of one clip is allowed. Raises `ValueError` for another shape and for codes outside [0, codebook_size).
     """
-    codes = np.asarray(codes)
+    codes = np.asarray(codes.cpu() if isinstance(codes, torch.Tensor) else codes)
     if codes.ndim == 3 and codes.shape[0] == 1:
         codes = codes[0]
     if codes.ndim != 2 or codes.shape[0] != config.num_codebooks:
@@ -88,24 +97,24 @@ class Tokens:
     Args:
         codes: int64 `(num_codebooks, num_frames)`.
         model: folder or id of the codec that made them.
-        digest: its `token_digest`.
+        token_digest: that codec's.
         sampling_rate: Hz of the audio that was encoded.
         num_samples: length of that audio at `sampling_rate`.
     """
 
     codes: torch.Tensor
     model: str
-    digest: str
+    token_digest: str
     sampling_rate: int
     num_samples: int
 
 
 def write_tokens(path: str | os.PathLike, tokens: Tokens, config):
-    """Write a token file (safetensors: the packed codes, and the facts as metadata). It appears when it is complete."""
+    """Write a token file: safetensors with the packed codes, and the facts as JSON in its metadata. The same tokens
+    make the same bytes. The file appears when it is complete."""
     facts = {
-        "format": FORMAT,
         "model": tokens.model,
-        "token_digest": tokens.digest,
+        "token_digest": tokens.token_digest,
         "sampling_rate": tokens.sampling_rate,
         "num_samples": tokens.num_samples,
         "num_frames": tokens.codes.shape[-1],
@@ -114,11 +123,11 @@ def write_tokens(path: str | os.PathLike, tokens: Tokens, config):
     }
     packed = np.frombuffer(pack(tokens.codes, config), dtype=np.uint8)
     with atomic_path(Path(path)) as unfinished:
-        save_file({"packed_codes": packed}, unfinished, metadata={name: str(fact) for name, fact in facts.items()})
+        save_file({"packed_codes": packed}, unfinished, metadata={FORMAT: json.dumps(facts)})
 
 
-def read_token_facts(path: str | os.PathLike) -> dict[str, str]:
-    """The metadata of a token file. Raises `FileNotFoundError`, and `ValueError` for a damaged or foreign file."""
+def read_token_facts(path: str | os.PathLike) -> dict[str, str | int]:
+    """The facts of a token file by name. Raises `FileNotFoundError`, and `ValueError` for a damaged or foreign file."""
     return _read(path)[0]
 
 
@@ -129,25 +138,26 @@ def read_tokens(path: str | os.PathLike, config) -> Tokens:
     """
     facts, packed = _read(path)
     for name in ("num_codebooks", "codebook_size"):
-        if int(facts[name]) != getattr(config, name):
+        if facts[name] != getattr(config, name):
             raise ValueError(f"{path} has {name} {facts[name]}, the codec has {getattr(config, name)}: another codec's")
     return Tokens(
-        codes=unpack(packed.tobytes(), config, int(facts["num_frames"])),
-        model=facts["model"],
-        digest=facts["token_digest"],
-        sampling_rate=int(facts["sampling_rate"]),
-        num_samples=int(facts["num_samples"]),
+        codes=unpack(packed.tobytes(), config, facts["num_frames"]),
+        **{name: facts[name] for name in ("model", "token_digest", "sampling_rate", "num_samples")},
     )
 
 
-def _read(path: str | os.PathLike) -> tuple[dict[str, str], np.ndarray]:
+def _read(path: str | os.PathLike) -> tuple[dict[str, str | int], np.ndarray]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path} is not a file")
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
-            facts = file.metadata() or {}
-            if facts.get("format") != FORMAT:
+            metadata = file.metadata() or {}
+            if FORMAT not in metadata:
                 raise ValueError(f"{path} is not a token file of fsqcodec")
+            facts = json.loads(metadata[FORMAT])
+            for name, kind in FACTS.items():
+                if not isinstance(facts.get(name), kind):
+                    raise ValueError(f"{path} is damaged: its {name} is {facts.get(name)!r}")
             return facts, file.get_tensor("packed_codes")
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path} can't be read: truncated, damaged or not a token file ({error})") from error

@@ -27,13 +27,15 @@ tags: [audio-codec, speech-tokenizer, fsqcodec, {origin}]
 
 ```python
 import fsqcodec
+import torch
 from transformers import AutoFeatureExtractor, AutoModel
 
 model = AutoModel.from_pretrained("path/of/this/folder")
 feature_extractor = AutoFeatureExtractor.from_pretrained("path/of/this/folder")
 features = feature_extractor(audio, sampling_rate={config.sampling_rate}, return_tensors="pt")
-audio_codes = model.encode(**features).audio_codes  # (batch, 1, num_frames)
-audio_values = model.decode(audio_codes).audio_values  # (batch, 1, num_samples)
+with torch.inference_mode():
+    audio_codes = model.encode(**features).audio_codes  # (batch, 1, num_frames)
+    audio_values = model.decode(audio_codes).audio_values  # (batch, 1, num_samples)
 ```
 
 Verification against the original package: {verification}.
@@ -50,5 +52,5 @@ def model_card(origin: str, preset: str | None, config: CodecConfig, agreement: 
         url=url,
         version=version("fsqcodec"),
         config=config,
-        verification=str(agreement) if agreement else "not run",
+        verification="not run" if agreement is None else agreement,
     )

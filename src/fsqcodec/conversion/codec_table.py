@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import torch
 
-from ..models.configuration_codec import TREND_KERNEL_SIZES, CodecConfig
+from ..models.configuration_codec import TAIL_DILATIONS, TREND_CHANNELS, TREND_KERNEL_SIZES, CodecConfig
 from ..models.modeling_codec import CodecModel
 from .original_weights import OriginalWeights
 
@@ -23,7 +23,8 @@ def convert_codec(weights: OriginalWeights, config: CodecConfig) -> dict[str, to
     converted = {}
     for convert, ours, theirs in module_table(config):
         converted |= convert(weights, shapes, ours, theirs)
-    weights.tensors.pop("en_encoder.cache_token", None)  # SQCodec saves this one of length zero
+    if "en_encoder.cache_token" in weights.tensors:
+        weights.take("en_encoder.cache_token", (1, 0, config.latent_dim))  # SQCodec saves this one, of length zero
     weights.check_empty()
     return {name: tensor.reshape(shapes[name]).to(torch.float32).contiguous() for name, tensor in converted.items()}
 
@@ -65,7 +66,7 @@ def module_table(config: CodecConfig) -> Iterator[tuple]:
         yield _pointwise, f"decoder.stages.{stage}.project", f"decoder.blocks.{3 * stage + 3}.0"
         yield _linear, f"decoder.stages.{stage}.norm", f"decoder.blocks.{3 * stage + 3}.2"
     tail = f"decoder.blocks.{3 * len(config.upsampling_ratios) + 1}.block"
-    for unit in range(3):
+    for unit in range(len(TAIL_DILATIONS)):
         yield _snake_unit, f"decoder.tail_units.{unit}", f"{tail}.0.{unit}.module.block"
     yield _snake, "decoder.tail_snake", f"{tail}.1"
     yield _linear, "decoder.to_waveform", f"{tail}.2"
@@ -126,9 +127,11 @@ def _stem(weights, shapes, ours, theirs) -> dict:
     contract = weights.take_weight(f"{theirs}.conv_2", (channels, hidden_size + 1, 1))
     return {
         f"{ours}.trends.weight": torch.cat(
-            [weights.take_weight(f"{theirs}.blocks.{i}.1", (4, 1, kernel_size)) for i in trends]
+            [weights.take_weight(f"{theirs}.blocks.{i}.1", (TREND_CHANNELS, 1, kernel_size)) for i in trends]
         ),
-        f"{ours}.trends.bias": torch.cat([weights.take(f"{theirs}.blocks.{i}.1.bias", (4,)) for i in trends]),
+        f"{ours}.trends.bias": torch.cat(
+            [weights.take(f"{theirs}.blocks.{i}.1.bias", (TREND_CHANNELS,)) for i in trends]
+        ),
         **_pointwise(weights, shapes, f"{ours}.expand", f"{theirs}.conv_1"),
         f"{ours}.contract.weight": contract[:, :-1],
         f"{ours}.contract.bias": weights.take(f"{theirs}.conv_2.bias", (channels,)),

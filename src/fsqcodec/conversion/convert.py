@@ -74,7 +74,7 @@ def convert_checkpoint(
     agreement = verify_conversion(origin, checkpoint_dir, model) if verify else None
 
     output_dir.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}-", dir=output_dir.parent))
+    unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=output_dir.parent))
     try:
         model.save_pretrained(unfinished)
         CodecFeatureExtractor(sampling_rate=config.sampling_rate).save_pretrained(unfinished)

@@ -37,7 +37,9 @@ class Agreement:
             max(self.max_audio_error, other.max_audio_error),
         )
 
-    def __bool__(self) -> bool:
+    @property
+    def holds(self) -> bool:
+        """Whether the model does what the original does, within the stated margins."""
         return (
             self.num_wrong_tokens == 0
             and self.num_boundary_tokens <= self.num_tokens * MAX_BOUNDARY_SHARE
@@ -76,13 +78,13 @@ def verify_conversion(origin: str, checkpoint_dir: Path, model: CodecModel) -> A
             "pip install 'fsqcodec[originals]'"
         ) from error
     original.load(checkpoint_dir)
-    agreement = compare_with_original(original, model, test_signal(model.config))
-    if not agreement:
+    agreement = compare_with_original(original, model, verification_clip(model.config))
+    if not agreement.holds:
         raise VerificationError(f"the converted model differs from the original: {agreement}; nothing was written")
     return agreement
 
 
-def test_signal(config: CodecConfig) -> np.ndarray:
+def verification_clip(config: CodecConfig) -> np.ndarray:
     """A few seconds of gliding, pulsating harmonics in noise, and not a whole number of frames; float32."""
     rng = np.random.default_rng(0)
     num_samples = VERIFICATION_SECONDS * config.sampling_rate + config.hop_length // 2

@@ -8,6 +8,7 @@ from transformers import PreTrainedConfig
 
 TREND_KERNEL_SIZES = (1, 5, 11, 21, 45)  # of the encoder's first block, samples
 ENHANCE_KERNEL_SIZES = (1, 3, 5, 9)  # of the decoder's enhance blocks, steps of their rate
+TREND_CHANNELS = 4  # of each trend in the first block
 TREND_CONV_KERNEL_SIZE = 7
 UNIT_KERNEL_SIZE = 7
 LATENT_KERNEL_SIZE = 3

@@ -15,19 +15,16 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from .configuration_codec import (
     ENHANCE_KERNEL_SIZES,
     TAIL_KERNEL_SIZE,
+    TREND_CHANNELS,
     TREND_CONV_KERNEL_SIZE,
     TREND_KERNEL_SIZES,
     UNIT_KERNEL_SIZE,
     enhance_dilation,
 )
+from .padding import zero_padding
 from .precision import at_least_float32
 
 TILE_SIZE = 2**17  # numbers in a tile of hidden activations: 512 KiB in float32, which fits a second-level cache
-
-
-def zero_padding(x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """Zero the steps that belong to no clip, whatever they hold."""
-    return x if mask is None else x.masked_fill(~mask, 0)
 
 
 def in_tiles(function, x: torch.Tensor, hidden_size: int) -> torch.Tensor:
@@ -36,7 +33,7 @@ def in_tiles(function, x: torch.Tensor, hidden_size: int) -> torch.Tensor:
     if torch.is_grad_enabled() or x.device.type != "cpu" or torch.compiler.is_compiling():
         return function(x)
     rows = x.reshape(-1, x.shape[-1])
-    return torch.cat([function(tile) for tile in rows.split(TILE_SIZE // hidden_size)]).view(*x.shape[:-1], -1)
+    return torch.cat([function(tile) for tile in rows.split(max(1, TILE_SIZE // hidden_size))]).view(*x.shape[:-1], -1)
 
 
 class Conv1d(nn.Conv1d):
@@ -102,9 +99,10 @@ class TrendStem(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
         num_trends = len(TREND_KERNEL_SIZES)
-        self.trends = Conv1d(num_trends, 4 * num_trends, TREND_CONV_KERNEL_SIZE, groups=num_trends)
-        self.expand = nn.Linear(4 * num_trends, 16 * num_trends)
-        self.contract = nn.Linear(16 * num_trends, channels)
+        trend_size = TREND_CHANNELS * num_trends
+        self.trends = Conv1d(num_trends, trend_size, TREND_CONV_KERNEL_SIZE, groups=num_trends)
+        self.expand = nn.Linear(trend_size, 4 * trend_size)
+        self.contract = nn.Linear(4 * trend_size, channels)
         self.skip = nn.Linear(1, channels, bias=False)
 
     def forward(self, signal: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
@@ -214,8 +212,8 @@ class Snake(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`(..., channels)` to the same shape."""
         sine = torch.sin(x * self.alpha)
-        scaled_sine = sine * (at_least_float32(self.alpha) + 1e-8).reciprocal().to(x.dtype)
-        return torch.addcmul(x, sine, scaled_sine)
+        scaled_sine = sine * (at_least_float32(self.alpha) + 1e-8).reciprocal()  # overflows in float16 for a small a
+        return torch.addcmul(x, sine, scaled_sine.to(x.dtype))
 
 
 class SnakeUnit(GradientCheckpointingLayer):

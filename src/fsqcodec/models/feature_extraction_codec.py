@@ -62,7 +62,7 @@ class CodecFeatureExtractor(SequenceFeatureExtractor):
             )
         elif sampling_rate != self.sampling_rate:
             raise ValueError(
-                f"audio is at {sampling_rate} Hz, the model needs {self.sampling_rate} Hz: resample it first, for "
+                f"audio is at {sampling_rate!r} Hz, the model needs {self.sampling_rate} Hz: resample it first, for "
                 f"example with soxr.resample(audio, {sampling_rate}, {self.sampling_rate})"
             )
         if max_length is not None and max_length < 1:

@@ -22,9 +22,9 @@ from .convolution import (
     TrendEnhance,
     TrendStem,
     upsample_linear,
-    zero_padding,
 )
 from .local_attention import DownsamplingTransformer, UpsamplingTransformer
+from .padding import ceil_to_multiple, right_padding_mask, zero_padding
 from .quantization import FiniteScalarQuantizer
 
 
@@ -218,12 +218,12 @@ class CodecModel(PreTrainedAudioTokenizerBase):
                 )
         return (model, info) if output_loading_info else model
 
-    def save_pretrained(self, save_directory, **kwargs):
+    def save_pretrained(self, save_directory, *args, **kwargs):
         """As every Transformers model, and with the code that loads the folder where fsqcodec is not installed
         (`trust_remote_code=True`), as `AutoModel` and as `AutoModelForAudioTokenization`."""
         auto_map = getattr(self.config, "auto_map", None) or {}
         self.config.auto_map = {**auto_map, "AutoModelForAudioTokenization": "modeling_codec.CodecModel"}
-        super().save_pretrained(save_directory, **kwargs)
+        super().save_pretrained(save_directory, *args, **kwargs)
 
     @can_return_tuple
     def encode(
@@ -246,8 +246,8 @@ class CodecModel(PreTrainedAudioTokenizerBase):
             [`CodecEncoderOutput`] with `ceil(num_samples / config.hop_length)` frames.
 
         Raises:
-            ValueError: shapes other than these, no samples, a clip that is all padding, padding on the left. The mask's
-                values are not checked under `torch.compile`.
+            ValueError: no tensor, integers, another shape, no samples, a clip that is all padding, padding on the left.
+                The mask's values are not checked under `torch.compile`.
         """
         latents, frame_mask = self._encode_latents(input_values, padding_mask)
         _, indices = self.quantizer(latents)
@@ -279,23 +279,23 @@ class CodecModel(PreTrainedAudioTokenizerBase):
             [`CodecDecoderOutput`] with `num_frames * config.hop_length` samples, or `num_samples`.
 
         Raises:
-            ValueError: both or none of `audio_codes` and `latents`, other shapes, codes outside [0, codebook_size), a
+            ValueError: both or none of `audio_codes` and `latents`, another type or shape, codes out of range, a
                 `num_samples` that the frames do not hold. Values of codes and mask are not checked under
                 `torch.compile`.
         """
         if (audio_codes is None) == (latents is None):
             raise ValueError("decode takes either audio_codes or latents")
-        frames = audio_codes if latents is None else latents
-        num_channels = self.config.num_codebooks if latents is None else self.config.latent_dim
-        name = "audio_codes" if latents is None else "latents"
-        if frames.ndim != 3 or frames.shape[1] != num_channels or 0 in frames.shape:
-            raise ValueError(f"{name} has shape {tuple(frames.shape)}: it must be (batch, {num_channels}, num_frames)")
-        if num_samples is not None and not 0 < num_samples <= frames.shape[2] * self.config.hop_length:
+        name, frames, num_channels = "audio_codes", audio_codes, self.config.num_codebooks
+        if latents is not None:
+            name, frames, num_channels = "latents", latents, self.config.latent_dim
+        shape = f"(batch, {num_channels}, num_frames)"
+        _check_tensor(frames, name, shape, latents is not None, lambda given: given[1] == num_channels)
+        most_samples = frames.shape[2] * self.config.hop_length
+        if num_samples is not None and not (isinstance(num_samples, int) and 0 < num_samples <= most_samples):
             raise ValueError(
-                f"num_samples is {num_samples}: {frames.shape[2]} frames hold 1 to "
-                f"{frames.shape[2] * self.config.hop_length} samples"
+                f"num_samples is {num_samples}: {frames.shape[2]} frames hold whole numbers up to {most_samples}"
             )
-        mask = _right_padding_mask(audio_codes_mask, (frames.shape[0], frames.shape[2]), "audio_codes_mask", "frame")
+        mask = right_padding_mask(audio_codes_mask, (frames.shape[0], frames.shape[2]), "audio_codes_mask", "frame")
         if latents is None:
             features = self.quantizer.indices_to_features(self._checked_indices(audio_codes, mask))
         else:
@@ -331,26 +331,23 @@ class CodecModel(PreTrainedAudioTokenizerBase):
         Each clip is followed by the silence that its family's encoder hears after it, as much of it as the last frames
         can hear; what lies further to the right is padding of the batch.
         """
-        if input_values.ndim != 3 or input_values.shape[1] != 1 or 0 in input_values.shape:
-            raise ValueError(
-                f"input_values has shape {tuple(input_values.shape)}: it must be (batch, 1, num_samples), mono; "
-                "CodecFeatureExtractor makes it"
-            )
+        shape = "(batch, 1, num_samples), mono, as CodecFeatureExtractor makes it"
+        _check_tensor(input_values, "input_values", shape, True, lambda given: given[1] == 1)
         config = self.config
         num_samples = input_values.shape[-1]
-        num_frames = _ceil_to_multiple(num_samples, config.hop_length) // config.hop_length
+        num_frames = ceil_to_multiple(num_samples, config.hop_length) // config.hop_length
         heard_samples = min(
-            _ceil_to_multiple(num_samples, config.padding_multiple),
-            _ceil_to_multiple(num_frames * config.hop_length + config.encoder_lookahead_samples, config.hop_length),
+            ceil_to_multiple(num_samples, config.padding_multiple),
+            ceil_to_multiple(num_frames * config.hop_length + config.encoder_lookahead_samples, config.hop_length),
         )
-        mask = _right_padding_mask(padding_mask, (input_values.shape[0], num_samples), "padding_mask", "sample")
+        mask = right_padding_mask(padding_mask, (input_values.shape[0], num_samples), "padding_mask", "sample")
         frame_mask = sample_mask = None
         x = input_values.transpose(1, 2).to(self.dtype)
         if mask is not None:
             x = zero_padding(x, mask)
             clip_samples = mask.sum(dim=1, keepdim=True)
             steps = torch.arange(heard_samples, device=mask.device)[None, :, None]
-            sample_mask = steps < _ceil_to_multiple(clip_samples, config.padding_multiple)
+            sample_mask = steps < ceil_to_multiple(clip_samples, config.padding_multiple)
             frame_mask = steps[:, :num_frames] * config.hop_length < clip_samples
         x = nn.functional.pad(x, (0, 0, 0, heard_samples - num_samples))
         return self.encoder(x, sample_mask)[:, :num_frames], frame_mask
@@ -363,8 +360,6 @@ class CodecModel(PreTrainedAudioTokenizerBase):
 
     def _checked_indices(self, audio_codes: torch.Tensor, frame_mask: torch.Tensor | None) -> torch.Tensor:
         """Indices `(batch, num_frames)`, 0 in padding."""
-        if audio_codes.is_floating_point() or audio_codes.dtype == torch.bool:
-            raise ValueError(f"audio_codes are {audio_codes.dtype}: they must be integers")
         indices = audio_codes[:, 0].to(torch.int64)
         if frame_mask is not None:
             indices = zero_padding(indices, frame_mask[..., 0])
@@ -388,25 +383,14 @@ class CodecModel(PreTrainedAudioTokenizerBase):
         return zero_padding(latents, frame_mask).transpose(1, 2)
 
 
-def _ceil_to_multiple(number, multiple: int):
-    return -(-number // multiple) * multiple
-
-
-def _right_padding_mask(mask: torch.Tensor | None, shape: tuple[int, int], name: str, unit: str) -> torch.Tensor | None:
-    """The mask as bool `(batch, num_steps, 1)`, or `None` where it masks nothing."""
-    if mask is None:
-        return None
-    if mask.shape != shape:
-        raise ValueError(f"{name} has shape {tuple(mask.shape)}: it must be {shape}, one number a {unit}")
-    mask = mask.bool()
-    if not torch.compiler.is_compiling():
-        if mask.all():
-            return None
-        if not mask[:, 0].all() or (mask[:, 1:] & ~mask[:, :-1]).any():
-            raise ValueError(
-                f"{name} must be ones followed by zeros in every row, at least one of them: pad on the right"
-            )
-    return mask.unsqueeze(-1)
+def _check_tensor(value, name: str, shape: str, is_float: bool, is_right) -> None:
+    """Raise `ValueError` unless `value` is a tensor of the right kind of numbers and `is_right(its shape)`."""
+    if not isinstance(value, torch.Tensor):
+        raise ValueError(f"{name} is a {type(value).__name__}: a tensor {shape} is wanted")
+    if value.ndim != 3 or 0 in value.shape or not is_right(value.shape):
+        raise ValueError(f"{name} has shape {tuple(value.shape)}: it must be {shape}, none of them 0")
+    if value.is_floating_point() != is_float or value.dtype == torch.bool:
+        raise ValueError(f"{name} holds {value.dtype}: {'floats' if is_float else 'integers'} are wanted")
 
 
 CodecConfig.register_for_auto_class()

@@ -15,5 +15,6 @@ class Float32Linear(nn.Linear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`(..., in_features)` to `(..., out_features)`, float32 or float64."""
-        x, weight, bias = at_least_float32(x), at_least_float32(self.weight), at_least_float32(self.bias)
-        return F.linear(x.to(weight.dtype), weight, bias)
+        weight, bias = at_least_float32(self.weight), at_least_float32(self.bias)
+        with torch.autocast(x.device.type, enabled=False):
+            return F.linear(x.to(weight.dtype), weight, bias)

@@ -110,8 +110,10 @@ class FiniteScalarQuantizer(nn.Module):
     def _zero_positions(self, device) -> torch.Tensor:
         """The position of value 0 in each dimension, which is also the number of levels between value -1 and 0."""
         if self.bound == "tanh":
-            return torch.tensor([(n - 1) / 2 for n in self.quantization_levels], device=device)
-        return torch.tensor([float(n // 2) for n in self.quantization_levels], device=device)
+            positions = [(n - 1) / 2 for n in self.quantization_levels]
+        else:
+            positions = [n // 2 for n in self.quantization_levels]
+        return torch.tensor(positions, dtype=torch.float32, device=device)
 
     def _bound_constants(self, device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """`half_range`, `shift`, `offset` of position = tanh(z + shift) * half_range + offset, for each dimension."""
@@ -122,4 +124,6 @@ class FiniteScalarQuantizer(nn.Module):
             half_range.append(half if self.bound == "tanh" else half * (1 + FSQ_MARGIN))
             shift.append(math.atanh(half_level / half_range[-1]))
             offset.append(half)
-        return tuple(torch.tensor(constants, device=device) for constants in (half_range, shift, offset))
+        return tuple(
+            torch.tensor(constants, dtype=torch.float32, device=device) for constants in (half_range, shift, offset)
+        )
