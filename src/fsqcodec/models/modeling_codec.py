@@ -285,17 +285,17 @@ class CodecModel(PreTrainedAudioTokenizerBase):
         """
         if (audio_codes is None) == (latents is None):
             raise ValueError("decode takes either audio_codes or latents")
-        name, frames, num_channels = "audio_codes", audio_codes, self.config.num_codebooks
-        if latents is not None:
-            name, frames, num_channels = "latents", latents, self.config.latent_dim
-        shape = f"(batch, {num_channels}, num_frames)"
-        _check_tensor(frames, name, shape, latents is not None, lambda given: given[1] == num_channels)
-        most_samples = frames.shape[2] * self.config.hop_length
+        if latents is None:
+            _check_tensor(audio_codes, "audio_codes", self.config.num_codebooks, "num_frames", is_float=False)
+        else:
+            _check_tensor(latents, "latents", self.config.latent_dim, "num_frames", is_float=True)
+        batch_size, _, num_frames = (audio_codes if latents is None else latents).shape
+        most_samples = num_frames * self.config.hop_length
         if num_samples is not None and not (isinstance(num_samples, int) and 0 < num_samples <= most_samples):
             raise ValueError(
-                f"num_samples is {num_samples}: {frames.shape[2]} frames hold whole numbers up to {most_samples}"
+                f"num_samples is {num_samples}: {num_frames} frames hold whole numbers up to {most_samples}"
             )
-        mask = right_padding_mask(audio_codes_mask, (frames.shape[0], frames.shape[2]), "audio_codes_mask", "frame")
+        mask = right_padding_mask(audio_codes_mask, (batch_size, num_frames), "audio_codes_mask", "frame")
         if latents is None:
             features = self.quantizer.indices_to_features(self._checked_indices(audio_codes, mask))
         else:
@@ -331,8 +331,7 @@ class CodecModel(PreTrainedAudioTokenizerBase):
         Each clip is followed by the silence that its family's encoder hears after it, as much of it as the last frames
         can hear; what lies further to the right is padding of the batch.
         """
-        shape = "(batch, 1, num_samples), mono, as CodecFeatureExtractor makes it"
-        _check_tensor(input_values, "input_values", shape, True, lambda given: given[1] == 1)
+        _check_tensor(input_values, "input_values", 1, "num_samples", is_float=True)
         config = self.config
         num_samples = input_values.shape[-1]
         num_frames = ceil_to_multiple(num_samples, config.hop_length) // config.hop_length
@@ -383,12 +382,12 @@ class CodecModel(PreTrainedAudioTokenizerBase):
         return zero_padding(latents, frame_mask).transpose(1, 2)
 
 
-def _check_tensor(value, name: str, shape: str, is_float: bool, is_right) -> None:
-    """Raise `ValueError` unless `value` is a tensor of the right kind of numbers and `is_right(its shape)`."""
+def _check_tensor(value, name: str, num_channels: int, time_axis: str, is_float: bool):
+    """Raise `ValueError` unless `value` is a tensor `(batch, num_channels, ...)`, not empty, of floats or integers."""
     if not isinstance(value, torch.Tensor):
-        raise ValueError(f"{name} is a {type(value).__name__}: a tensor {shape} is wanted")
-    if value.ndim != 3 or 0 in value.shape or not is_right(value.shape):
-        raise ValueError(f"{name} has shape {tuple(value.shape)}: it must be {shape}, none of them 0")
+        raise ValueError(f"{name} is a {type(value).__name__}: a tensor is wanted")
+    if value.ndim != 3 or value.shape[1] != num_channels or value.numel() == 0:
+        raise ValueError(f"{name} has shape {tuple(value.shape)}: it must be (batch, {num_channels}, {time_axis})")
     if value.is_floating_point() != is_float or value.dtype == torch.bool:
         raise ValueError(f"{name} holds {value.dtype}: {'floats' if is_float else 'integers'} are wanted")
 
