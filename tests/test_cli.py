@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -256,7 +257,8 @@ def test_ctrl_c_leaves_only_complete_files(model_dir, tmp_path):
     for i in range(300):
         soundfile.write(folder / f"{i:03}.wav", read_audio(ENGLISH, 16000)[:16000], 16000)
     command = [sys.executable, "-m", "fsqcodec", "encode", folder, "-m", model_dir, "-o", tmp_path / "tokens"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    listen = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a background job's children ignore it
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=listen)
     deadline = time.monotonic() + 60
     while not list((tmp_path / "tokens").glob("*.safetensors")) and time.monotonic() < deadline:
         time.sleep(0.02)
