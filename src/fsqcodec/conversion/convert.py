@@ -1,13 +1,12 @@
 """convert_checkpoint: an original checkpoint, local or on the Hub, to a folder that `AutoModel` loads."""
 
 import os
-import shutil
-import tempfile
 from pathlib import Path
 
 import torch
 from huggingface_hub import hf_hub_download
 
+from ..atomic import atomic_folder
 from ..models.configuration_codec import CodecConfig
 from ..models.feature_extraction_codec import CodecFeatureExtractor
 from ..models.modeling_codec import CodecModel
@@ -73,19 +72,10 @@ def convert_checkpoint(
     model.eval()
     agreement = verify_conversion(origin, checkpoint_dir, model) if verify else None
 
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=output_dir.parent))
-    try:
+    with atomic_folder(output_dir) as unfinished:
         model.save_pretrained(unfinished)
         CodecFeatureExtractor(sampling_rate=config.sampling_rate).save_pretrained(unfinished)
         (unfinished / "README.md").write_text(model_card(origin, preset, config, agreement))
-        unfinished.chmod(0o755)
-        if output_dir.exists():
-            output_dir.rmdir()
-        unfinished.rename(output_dir)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
     return output_dir
 
 
