@@ -3,6 +3,7 @@
 wav, flac, ogg, mp3 and what else libsndfile knows, through soundfile; resampling by soxr.
 """
 
+import io
 import os
 from pathlib import Path
 from typing import Literal
@@ -17,16 +18,18 @@ AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".a
 WRITABLE_SUFFIXES = (".wav", ".flac")
 
 
-def audio_seconds(path: str | os.PathLike) -> float:
+Source = str | os.PathLike | bytes  # a file, or what a file holds
+
+
+def audio_seconds(source: Source) -> float:
     """Duration from the file's header, seconds. Raises as `read_audio` does."""
-    with _open(path) as file:
+    with _open(source) as file:
         return file.frames / file.samplerate
 
 
-def read_audio(
-    path: str | os.PathLike, sampling_rate: int, channels: Literal["mix", "refuse"] = "refuse"
-) -> np.ndarray:
-    """Read a file as mono float32 `(num_samples,)` in [-1, 1] at `sampling_rate` Hz, resampled if it has another rate.
+def read_audio(source: Source, sampling_rate: int, channels: Literal["mix", "refuse"] = "refuse") -> np.ndarray:
+    """Read a file, or its bytes, as mono float32 `(num_samples,)` in [-1, 1] at `sampling_rate` Hz, resampled if it has
+    another rate.
 
     `channels` says what happens to stereo: `"mix"` takes the mean of the channels, `"refuse"` raises.
 
@@ -34,26 +37,33 @@ def read_audio(
         FileNotFoundError: no such file.
         ValueError: not an audio file, a damaged or empty one, more than one channel, another word for `channels`.
     """
+    audio, file_rate = read_audio_and_rate(source, channels)
+    return resample(audio, file_rate, sampling_rate)
+
+
+def read_audio_and_rate(source: Source, channels: Literal["mix", "refuse"] = "refuse") -> tuple[np.ndarray, int]:
+    """As `read_audio`, not resampled: `(num_samples,)` and the file's own sampling rate in Hz."""
     if channels not in ("mix", "refuse"):
         raise ValueError(f"channels is {channels!r}: 'mix' or 'refuse' is wanted")
-    with _open(path) as file:
+    with _open(source) as file:
+        name = _name(source)
         try:
             audio = file.read(dtype="float32", always_2d=True)
         except soundfile.LibsndfileError as error:
-            raise ValueError(f"{path} can't be decoded: {error.error_string}") from error
+            raise ValueError(f"{name} can't be decoded: {error.error_string}") from error
         if len(audio) == 0:
-            raise ValueError(f"{path} is empty: it holds no samples")
+            raise ValueError(f"{name} is empty: it holds no samples")
         if len(audio) < file.frames:
-            raise ValueError(f"{path} is truncated: its header says {file.frames} samples, it holds {len(audio)}")
+            raise ValueError(f"{name} is truncated: its header says {file.frames} samples, it holds {len(audio)}")
         if audio.shape[1] > 1 and channels == "refuse":
             raise ValueError(
-                f"{path} has {audio.shape[1]} channels, the codec is mono: --channels mix takes their mean"
+                f"{name} has {audio.shape[1]} channels, the codec is mono: --channels mix takes their mean"
             )
         file_rate = file.samplerate
     mono = audio[:, 0] if audio.shape[1] == 1 else audio.mean(axis=1)
     if not np.isfinite(mono).all():
-        raise ValueError(f"{path} has NaN or infinite samples")
-    return resample(mono, file_rate, sampling_rate)
+        raise ValueError(f"{name} has NaN or infinite samples")
+    return mono, file_rate
 
 
 def resample(audio: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
@@ -84,10 +94,14 @@ def write_audio(path: str | os.PathLike, audio: np.ndarray, sampling_rate: int):
             raise OSError(f"{path} can't be written: {error.error_string}") from error
 
 
-def _open(path: str | os.PathLike) -> soundfile.SoundFile:
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path} is not a file")
+def _open(source: Source) -> soundfile.SoundFile:
+    if not isinstance(source, bytes) and not Path(source).is_file():
+        raise FileNotFoundError(f"{source} is not a file")
     try:
-        return soundfile.SoundFile(os.fspath(path))
+        return soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else os.fspath(source))
     except soundfile.LibsndfileError as error:
-        raise ValueError(f"{path} is not an audio file that can be read: {error.error_string}") from error
+        raise ValueError(f"{_name(source)} is not an audio file that can be read: {error.error_string}") from error
+
+
+def _name(source: Source) -> str:
+    return "audio" if isinstance(source, bytes) else os.fspath(source)

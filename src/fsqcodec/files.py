@@ -13,14 +13,13 @@ from typing import Literal
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from tqdm import tqdm
-from transformers import AutoFeatureExtractor, AutoModel
+from transformers import AutoFeatureExtractor
 
 from .audio import AUDIO_SUFFIXES, audio_seconds, read_audio, write_audio
+from .codecs import load_model
 from .models.modeling_codec import CodecModel
 from .packing import Tokens, read_token_facts, read_tokens, token_digest, write_tokens
-from .presets import PRESETS
 
 TOKEN_SUFFIX = ".safetensors"
 MAX_BATCH_SIZE = 16
@@ -37,32 +36,12 @@ class FilesReport:
     seconds: float = 0.0  # of audio in the written files
 
 
-def load_model(model: str | os.PathLike, device: str | None = None) -> CodecModel:
-    """A codec from a folder or Hub id, in float32 and evaluation mode, on `device` (by default the GPU where one is).
-
-    Raises `ValueError` for damaged weights, for another kind of model and for a device that can't be used, `OSError`
-    where there is no model.
-    """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {device!r} can't be used: {str(error).splitlines()[0]}") from error
-    if not Path(model).is_dir():
-        if model in PRESETS:
-            raise ValueError(f"{model} is a preset, sizes without weights: convert a checkpoint first")
-        if Path(model).is_file() or str(model).count("/") > 1:
-            raise FileNotFoundError(f"{model} is no model: a folder or a Hub id like org/name is wanted")
-    try:
-        loaded = AutoModel.from_pretrained(model, dtype=torch.float32)
-    except SafetensorError as error:
-        raise ValueError(f"the weights of {model} can't be read, truncated or damaged: {error}") from error
-    except OSError as error:
-        reason = str(error).splitlines()[0]
-        raise OSError(f"no model {str(model)!r}, neither a folder here nor on the Hub: {reason}") from error
+def load_fsq_codec(model: str | os.PathLike, device: str | None = None) -> CodecModel:
+    """`codecs.load_model`, for the codecs whose tokens a token file can hold: raises `ValueError` for another one."""
+    loaded = load_model(model, device)
     if not isinstance(loaded, CodecModel):
         raise ValueError(f"{model} is a {type(loaded).__name__}: a codec of fsqcodec is wanted")
-    return loaded.to(device).eval()
+    return loaded
 
 
 def encode_files(
@@ -90,7 +69,7 @@ def encode_files(
     """
     outputs = _plan(inputs, Path(output_dir), AUDIO_SUFFIXES, TOKEN_SUFFIX)
     report = FilesReport()
-    codec = load_model(model, device)
+    codec = load_fsq_codec(model, device)
     extractor = AutoFeatureExtractor.from_pretrained(model)
     digest, sampling_rate = token_digest(codec), codec.config.sampling_rate
     durations = {}
@@ -146,7 +125,7 @@ def decode_files(
     """
     outputs = _plan(inputs, Path(output_dir), (TOKEN_SUFFIX,), f".{audio_format}")
     report = FilesReport()
-    codec = load_model(model, device)
+    codec = load_fsq_codec(model, device)
     digest = token_digest(codec)
     for source in tqdm(_without_existing(outputs, overwrite, report), unit="file", desc="decode"):
         with _failures_reported([source], report):
@@ -183,7 +162,7 @@ def _plan(inputs, output_dir: Path, suffixes: tuple[str, ...], output_suffix: st
         raise NotADirectoryError(f"{output_dir} is a file: a folder for the outputs is wanted")
     outputs, sources = {}, {}
     for given in map(os.fspath, inputs):
-        for source, relative in _resolve(given, suffixes):
+        for source, relative in resolve_files(given, suffixes):
             output = output_dir / relative.with_suffix(output_suffix)
             if sources.setdefault(output, source).resolve() != source.resolve():
                 raise ValueError(f"{sources[output]} and {source} would both be written to {output}: run them apart")
@@ -191,7 +170,7 @@ def _plan(inputs, output_dir: Path, suffixes: tuple[str, ...], output_suffix: st
     return outputs
 
 
-def _resolve(given: str, suffixes: tuple[str, ...]) -> list[tuple[Path, Path]]:
+def resolve_files(given: str, suffixes: tuple[str, ...]) -> list[tuple[Path, Path]]:
     """(file, its path below the output folder) of a file, a folder or a glob."""
     path = Path(given)
     if path.is_file():

@@ -1,0 +1,272 @@
+"""Any codec behind one small adapter, so that evaluation, tokenizing and language models need to know no family.
+
+codec = load_codec("demo/codec-1kbps")          # a folder or Hub id: ours, EnCodec, DAC, Mimi, Xcodec, ...
+codec = load_codec("kyutai/mimi:8")             # its first 8 codebooks
+codec = load_codec("opus:6")                    # a classical codec at 6 kbit/s, where its programs are installed
+codes = codec.encode([clip_a, clip_b])          # lists of clips, each of any length
+audio = codec.decode(codes, [len(clip_a), len(clip_b)])
+"""
+
+import hashlib
+import inspect
+import json
+import math
+import os
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from huggingface_hub.errors import HFValidationError
+from safetensors import SafetensorError
+from transformers import AutoFeatureExtractor, AutoModel, PreTrainedModel
+
+from .presets import PRESETS
+
+
+class Codec(ABC):
+    """What every codec offers.
+
+    Attributes:
+        name: as given to `load_codec`.
+        input_sampling_rate, output_sampling_rate: Hz, of what `encode` takes and `decode` returns.
+        num_channels: 1 for clips `(num_samples,)`; more for clips `(num_channels, num_samples)`.
+        frame_rate: frames a second, exact; `None` for a classical codec, which has no tokens.
+        codebook_sizes: codes of each codebook; empty for a classical codec.
+        quantization_levels: levels of each FSQ digit where the one codebook is FSQ, else `None`.
+        revision: commit of the model on the Hub, or version of the program; `None` where there is none.
+        digest: 16 hexadecimal digits that change with configuration and weights; `None` for a classical codec.
+        keeps_waveform: `False` for a parametric codec, whose output can't be aligned with its input by correlation.
+        model: the Transformers model; `None` for a classical codec.
+    """
+
+    name: str
+    input_sampling_rate: int
+    output_sampling_rate: int
+    num_channels: int = 1
+    frame_rate: float | None = None
+    codebook_sizes: list[int] = []
+    quantization_levels: list[int] | None = None
+    revision: str | None = None
+    digest: str | None = None
+    keeps_waveform: bool = True
+    model: PreTrainedModel | None = None
+
+    @abstractmethod
+    def encode(self, audio: list[np.ndarray]) -> list[np.ndarray]:
+        """Float clips at `input_sampling_rate` to int64 codes `(num_codebooks, num_frames)` each, equal to those of the
+        clip alone. Of a classical codec it is the bytes of its file, `(1, num_bytes)`.
+
+        Raises `ValueError` for audio the codec can't take."""
+
+    @abstractmethod
+    def decode(self, codes: list[np.ndarray], num_samples: list[int] | None = None) -> list[np.ndarray]:
+        """Codes to float32 clips at `output_sampling_rate`, cut to `num_samples` each; a codec whose output is shorter
+        is not padded."""
+
+    @property
+    def bitrate(self) -> float | None:
+        """Bits per second, frame rate times bits of a frame; `None` for a classical codec: its rate is measured."""
+        return self.frame_rate * sum(map(math.log2, self.codebook_sizes)) if self.codebook_sizes else None
+
+    def num_bits(self, codes: np.ndarray, seconds: float) -> float:
+        """Payload bits of one clip of `seconds`, the file's container left out."""
+        return codes.shape[-1] * sum(map(math.log2, self.codebook_sizes))
+
+
+def load_codec(name: str | os.PathLike, device: str | None = None) -> Codec:
+    """The codec behind a name: `opus:KBPS`, `codec2:MODE`, `speex:QUALITY`, or a model's folder or Hub id.
+
+    `:N` after a folder or id takes the first N codebooks of a residual quantizer. `device` is for models, which are
+    loaded in float32, by default the GPU where there is one.
+
+    Raises `ValueError` for a model that is no codec, damaged weights, a wrong number of codebooks or an unknown mode,
+    `OSError` where there is no such model or the program is not installed.
+    """
+    from .classical import CLASSICAL_CODECS
+
+    name = os.fspath(name)
+    base, _, option = name.partition(":")
+    if base in CLASSICAL_CODECS and not Path(name).is_dir():
+        return CLASSICAL_CODECS[base](name, option)
+    base, separator, option = name.rpartition(":")
+    num_codebooks = int(option) if separator and option.isdigit() and not Path(name).is_dir() else None
+    folder = name if num_codebooks is None else base
+    model = load_model(folder, device)
+    extractor = AutoFeatureExtractor.from_pretrained(folder)
+    return TRANSFORMERS_CODECS.get(model.config.model_type, TransformersCodec)(name, model, extractor, num_codebooks)
+
+
+def load_model(model: str | os.PathLike, device: str | None = None) -> PreTrainedModel:
+    """A codec of Transformers or of this package from a folder or Hub id, in float32 and evaluation mode, on `device`
+    (by default the GPU where one is).
+
+    Raises `ValueError` for damaged weights, for a model without `encode` and `decode` and for a device that can't be
+    used, `OSError` where there is no model.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {device!r} can't be used: {str(error).splitlines()[0]}") from error
+    if not Path(model).is_dir():
+        if model in PRESETS:
+            raise ValueError(f"{model} is a preset, sizes without weights: convert a checkpoint first")
+        if Path(model).is_file() or str(model).count("/") > 1:
+            raise FileNotFoundError(f"{model} is no model: a folder or a Hub id like org/name is wanted")
+    try:
+        loaded = AutoModel.from_pretrained(model, dtype=torch.float32)
+    except SafetensorError as error:
+        raise ValueError(f"the weights of {model} can't be read, truncated or damaged: {error}") from error
+    except (OSError, HFValidationError) as error:
+        reason = str(error).splitlines()[0]
+        raise OSError(f"no model {str(model)!r}, neither a folder here nor on the Hub: {reason}") from error
+    if not (callable(getattr(loaded, "encode", None)) and callable(getattr(loaded, "decode", None))):
+        raise ValueError(f"{model} is a {type(loaded).__name__}, which has no encode and decode: a codec is wanted")
+    return loaded.to(device).eval()
+
+
+class TransformersCodec(Codec):
+    """A codec model of Transformers, or one of ours, with its feature extractor.
+
+    Ours encode any list of clips as one padded batch. Other models' codes change with padding, so their clips share a
+    batch only where they have the same length.
+    """
+
+    def __init__(self, name: str, model: PreTrainedModel, feature_extractor, num_codebooks: int | None = None):
+        config = model.config
+        self.name, self.model, self.feature_extractor = name, model, feature_extractor
+        self.revision = getattr(config, "_commit_hash", None)
+        self.digest = model_digest(model)
+        self.input_sampling_rate = feature_extractor.sampling_rate
+        self.output_sampling_rate = getattr(config, "output_sampling_rate", self.input_sampling_rate)
+        self.num_channels = getattr(config, "audio_channels", 1)
+        self.frame_rate = self.input_sampling_rate / _first_field(
+            config, "encoder_hop_length", "frame_size", "hop_length"
+        )
+        self.codebook_sizes = self._select(self._all_codebook_sizes(), num_codebooks)
+        if hasattr(config, "quantization_levels") and len(self.codebook_sizes) == 1:
+            self.quantization_levels = list(config.quantization_levels)
+
+    def encode(self, audio: list[np.ndarray]) -> list[np.ndarray]:
+        lengths = [None if self._batches_are_exact else clip.shape[-1] for clip in audio]
+        return _by_group(lengths, self._encode_batch, audio)
+
+    def decode(self, codes: list[np.ndarray], num_samples: list[int] | None = None) -> list[np.ndarray]:
+        lengths = [None if self._batches_are_exact else clip_codes.shape[-1] for clip_codes in codes]
+        decoded = _by_group(lengths, self._decode_batch, codes)
+        return [clip[..., :length] for clip, length in zip(decoded, num_samples or [None] * len(codes))]
+
+    @property
+    def _batches_are_exact(self) -> bool:
+        return self.model.config.model_type == "codec"
+
+    def _all_codebook_sizes(self) -> list[int]:
+        config = self.model.config
+        if hasattr(config, "quantization_levels"):
+            return [math.prod(config.quantization_levels)] * getattr(config, "num_codebooks", 1)
+        return [config.codebook_size] * _first_field(config, "n_codebooks", "num_codebooks", "num_quantizers")
+
+    def _select(self, sizes: list[int], num_codebooks: int | None) -> list[int]:
+        if num_codebooks is not None and not 1 <= num_codebooks <= len(sizes):
+            raise ValueError(f"{self.name} asks for {num_codebooks} codebooks: the model has {len(sizes)}")
+        return sizes[:num_codebooks]
+
+    @torch.inference_mode()
+    def _encode_batch(self, audio: list[np.ndarray]) -> list[np.ndarray]:
+        # Transformers' extractors take stereo as (num_samples, num_channels)
+        clips = [clip.T if clip.ndim == 2 else clip for clip in audio]
+        features = self.feature_extractor(clips, sampling_rate=self.input_sampling_rate, return_tensors="pt")
+        taken = inspect.signature(self.model.encode).parameters  # DAC has no mask
+        features = {key: value for key, value in features.to(self.model.device).items() if key in taken}
+        return [codes[: len(self.codebook_sizes)].cpu().numpy() for codes in self._encode_features(features)]
+
+    def _encode_features(self, features: dict) -> list[torch.Tensor]:
+        """Codes `(num_codebooks, num_frames)` of each clip."""
+        encoded = self.model.encode(**features)
+        if not self._batches_are_exact:
+            return list(encoded.audio_codes)
+        return [codes[:, :n] for codes, n in zip(encoded.audio_codes, encoded.audio_codes_mask.sum(dim=-1).tolist())]
+
+    @torch.inference_mode()
+    def _decode_batch(self, codes: list[np.ndarray]) -> list[np.ndarray]:
+        num_frames = [clip.shape[-1] for clip in codes]
+        padded = torch.zeros(len(codes), len(codes[0]), max(num_frames), dtype=torch.long)
+        mask = torch.zeros(len(codes), max(num_frames), dtype=torch.long)
+        for row, clip in enumerate(codes):
+            padded[row, :, : clip.shape[-1]] = torch.as_tensor(clip)
+            mask[row, : clip.shape[-1]] = 1
+        device = self.model.device
+        audio = self._decode_codes(padded.to(device), mask.to(device)).float().cpu().numpy()
+        audio = audio.reshape(len(codes), self.num_channels, -1)
+        samples_per_frame = audio.shape[-1] / max(num_frames)
+        if self._batches_are_exact:
+            audio = [clip[:, : round(n * samples_per_frame)] for clip, n in zip(audio, num_frames)]
+        return [clip[0] if self.num_channels == 1 else clip for clip in audio]
+
+    def _decode_codes(self, codes: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        masks = {"audio_codes_mask": mask} if self._batches_are_exact else {}
+        return self.model.decode(audio_codes=codes, **masks).audio_values
+
+
+class EncodecCodec(TransformersCodec):
+    """EnCodec at its highest bandwidth, or the first codebooks of that, which is the same as a lower bandwidth.
+
+    Raises `ValueError` for the 48 kHz model: it sends a level beside the codes of each of its overlapping chunks, so
+    its codes alone can't be decoded.
+    """
+
+    def __init__(self, name: str, model: PreTrainedModel, feature_extractor, num_codebooks: int | None = None):
+        if model.config.chunk_length is not None or model.config.normalize:
+            raise ValueError(
+                f"{name} is an EnCodec that sends a level beside the codes of each chunk, as the 48 kHz model does: "
+                "its codes alone can't be decoded; use the 24 kHz model"
+            )
+        self._bandwidth = max(model.config.target_bandwidths)
+        super().__init__(name, model, feature_extractor, num_codebooks)
+
+    def _all_codebook_sizes(self) -> list[int]:
+        num_codebooks = self.model.quantizer.get_num_quantizers_for_bandwidth(self._bandwidth)
+        return [self.model.config.codebook_size] * num_codebooks
+
+    def _encode_features(self, features: dict) -> list[torch.Tensor]:
+        return list(self.model.encode(**features, bandwidth=self._bandwidth).audio_codes[0])  # its only chunk
+
+    def _decode_codes(self, codes: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return self.model.decode(audio_codes=codes[None], audio_scales=[None]).audio_values
+
+
+TRANSFORMERS_CODECS = {"encodec": EncodecCodec}
+
+
+def model_digest(model: PreTrainedModel) -> str:
+    """16 hexadecimal digits of the SHA-256 of a model's configuration and of all its weights."""
+    facts = {key: value for key, value in model.config.to_dict().items() if key not in UNDIGESTED_FIELDS}
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+UNDIGESTED_FIELDS = ("_name_or_path", "transformers_version", "dtype", "architectures", "auto_map")
+
+
+def _first_field(config, *names: str):
+    for name in names:
+        if getattr(config, name, None) is not None:
+            return getattr(config, name)
+    raise ValueError(f"the configuration of {config.model_type} has none of {', '.join(names)}: no codec that is known")
+
+
+def _by_group(keys: list, function, items: list) -> list:
+    """`function` of the items of each key together, results in the order of `items`."""
+    groups = defaultdict(list)
+    for position, key in enumerate(keys):
+        groups[key].append(position)
+    results = [None] * len(items)
+    for positions in groups.values():
+        for position, result in zip(positions, function([items[position] for position in positions])):
+            results[position] = result
+    return results
