@@ -1,0 +1,125 @@
+"""Clips from wherever audio lies: files, folders, globs, manifests, data sets.
+
+A source is one of
+    a file, a folder (searched for audio), or a glob;
+    a manifest: .jsonl, .csv or .parquet with a column `path` or `file_name` (relative to the manifest) or `audio`, and
+    perhaps `transcript` or `text`;
+    a data set of the Hub, or one that `datasets.load_dataset` knows: `org/name`, `org/name:split`,
+    `org/name:config:split`, with an audio column.
+"""
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from .audio import AUDIO_SUFFIXES, audio_seconds, read_audio_and_rate
+from .files import resolve_files
+
+MANIFEST_SUFFIXES = (".jsonl", ".csv", ".parquet")
+TRANSCRIPT_COLUMNS = ("transcript", "text", "transcription", "sentence")
+NAME_COLUMNS = ("id", "path", "file")
+PATH_COLUMNS = ("path", "file_name", "audio")
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One recording that has not been read yet.
+
+    Args:
+        name: its path or id, unique within its data.
+        audio: the file, or a function that returns it or what it holds.
+        transcript: what is said, where the data tells.
+    """
+
+    name: str
+    audio: Path | Callable[[], Path | bytes]
+    transcript: str | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Duration by the header. Raises as `read` does."""
+        return audio_seconds(self._source())
+
+    def read(self, channels: str = "refuse") -> tuple[np.ndarray, int]:
+        """Mono float32 `(num_samples,)` and its sampling rate in Hz; raises as `fsqcodec.audio.read_audio`."""
+        return read_audio_and_rate(self._source(), channels)
+
+    def _source(self) -> Path | bytes:
+        return self.audio() if callable(self.audio) else self.audio
+
+
+def find_clips(sources: Iterable[str | os.PathLike]) -> list[Clip]:
+    """The clips of all sources, in the order given; folders are searched in the order of their paths.
+
+    Raises:
+        FileNotFoundError: a source that is nothing of what the module's docstring lists.
+        ValueError: a manifest or data set without the columns, or two clips with one name.
+    """
+    clips = {}
+    for source in map(os.fspath, sources):
+        for clip in _clips_of(source):
+            if clip.name in clips:
+                raise ValueError(f"two clips are named {clip.name}: name each source once")
+            clips[clip.name] = clip
+    return list(clips.values())
+
+
+def _clips_of(source: str) -> list[Clip]:
+    path = Path(source)
+    if path.is_file() and path.suffix in MANIFEST_SUFFIXES:
+        return _clips_of_manifest(path)
+    if path.exists() or any(mark in source for mark in "*?["):
+        folder = path.resolve().name if path.is_dir() else ""
+        return [Clip(os.path.join(folder, name), file) for file, name in resolve_files(source, AUDIO_SUFFIXES)]
+    if 1 <= source.count("/") + source.count(":") <= 3 and not source.startswith((".", "/")):
+        return _clips_of_data_set(source)
+    raise FileNotFoundError(f"{source} is no file, folder, glob, manifest, or data set like org/name:split")
+
+
+def _clips_of_manifest(path: Path) -> list[Clip]:
+    import datasets
+
+    kind = {".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}[path.suffix]
+    rows = datasets.load_dataset(kind, data_files=os.fspath(path), split="train")
+    return _clips_of_rows(rows, path.name, path.parent)
+
+
+def _clips_of_data_set(source: str) -> list[Clip]:
+    import datasets
+
+    name, *config_and_split = source.split(":")
+    *config, split = config_and_split or ["test"]
+    try:
+        rows = datasets.load_dataset(name, *config, split=split)
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(f"{source} is no file here and no data set that loads: {error}") from error
+    return _clips_of_rows(rows, source, Path())
+
+
+def _clips_of_rows(rows, source: str, folder: Path) -> list[Clip]:
+    import datasets
+
+    columns = rows.column_names
+    transcript_column = next((column for column in TRANSCRIPT_COLUMNS if column in columns), None)
+    transcripts = rows[transcript_column] if transcript_column else [None] * len(rows)
+    if "audio" in columns and not isinstance(rows.features["audio"], datasets.Value):
+        name_column = next((column for column in NAME_COLUMNS if column in columns), None)
+        names = rows[name_column] if name_column else [f"{source}#{number}" for number in range(len(rows))]
+        audio = rows.cast_column("audio", datasets.Audio(decode=False)).select_columns("audio")
+
+        def load(number: int) -> Path | bytes:
+            held = audio[number]["audio"]
+            return held["bytes"] or Path(held["path"])
+
+        return [
+            Clip(str(name), partial(load, number), transcript)
+            for number, (name, transcript) in enumerate(zip(names, transcripts))
+        ]
+    path_column = next((column for column in PATH_COLUMNS if column in columns), None)
+    if path_column is None:
+        raise ValueError(f"{source} has the columns {', '.join(columns)}: one of {', '.join(PATH_COLUMNS)} is wanted")
+    return [Clip(path, folder / path, transcript) for path, transcript in zip(rows[path_column], transcripts)]
