@@ -1,0 +1,1 @@
+"""How good decoded audio is: pure metrics on two waveforms, their alignment, recognition errors, `evaluate` modules."""
