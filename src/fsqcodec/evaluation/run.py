@@ -1,0 +1,335 @@
+"""Codecs on clips: what `fsqcodec evaluate` does.
+
+Every batch of clips that is done is a line of `journal.jsonl` in the output folder, so a run that was killed goes on
+where it stopped and ends with the same tables; the journal goes when `clips.parquet` and `summary.json` are written.
+"""
+
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+from tqdm import tqdm
+
+from ..atomic import atomic_path
+from ..audio import resample, write_audio
+from ..codecs import Codec, load_codec
+from ..data import Clip, find_clips
+from .alignment import MAX_DELAY_SECONDS, align
+from .journal import Journal
+from .learned_metrics import LEARNED_METRICS
+from .metrics import METRICS, compute_metrics
+from .recognition import error_rates, load_recognizer, transcribe
+from .robustness import robustness
+from .summary import commit, machine, summarize_codec, versions
+from .token_statistics import token_statistics
+
+DEFAULT_METRICS = (
+    "pesq_wb",
+    "pesq_nb",
+    "stoi",
+    "estoi",
+    "si_sdr_db",
+    "stft_distance",
+    "mel_distance",
+    "mel_distance_multiscale",
+    "f0_correlation",
+    "voicing_error",
+)
+MAX_BATCH_SIZE = 16
+MAX_BATCH_SECONDS = 64.0  # padding included
+NUM_EXAMPLES = 5  # clips whose audio is kept for the report, and on which robustness is measured
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run is asked for; a journal of other settings can't be gone on with.
+
+    Args:
+        sources: where the clips are, see `fsqcodec.data`.
+        codecs: names for `fsqcodec.codecs.load_codec`.
+        metrics: names of `METRICS` and `LEARNED_METRICS`.
+        channels: of stereo clips, `"mix"` takes the channels' mean, `"refuse"` reports the clip as bad.
+        recognizer: folder or id of a speech recognition model, for WER and CER of clips that have a transcript.
+    """
+
+    sources: tuple[str, ...]
+    codecs: tuple[str, ...]
+    metrics: tuple[str, ...] = DEFAULT_METRICS
+    channels: Literal["mix", "refuse"] = "refuse"
+    recognizer: str | None = None
+
+
+def evaluate(
+    settings: Settings, output_dir: str | os.PathLike, *, device: str | None = None, command: str | None = None
+) -> dict:
+    """Encode and decode every clip with every codec, measure, and write `clips.parquet`, `summary.json` and `audio/`.
+
+    A clip is compared at its own sampling rate: what goes into a codec and comes out of it is resampled. Clips that
+    can't be read are reported and left out for all codecs. A metric that fails on a clip is null there, with its
+    reason, counted, and left out of the mean.
+
+    Args:
+        output_dir: an unfinished run of the same settings in it is finished; a finished one is replaced.
+        device: of the models, such as "cuda:0"; by default the GPU where there is one.
+        command: how the run can be made again, for the summary.
+
+    Returns:
+        the summary, described in `fsqcodec.evaluation.summary`.
+
+    Raises:
+        FileNotFoundError: a source, codec or program that is not there.
+        ValueError: an unknown metric or codec, no clip that can be read, a folder with an unfinished run of others.
+    """
+    unknown = [name for name in settings.metrics if name not in METRICS | LEARNED_METRICS]
+    if unknown:
+        raise ValueError(f"there is no metric {unknown[0]!r}: there are {', '.join(METRICS | LEARNED_METRICS)}")
+    run = _Run(settings, Path(output_dir), device)
+    with tqdm(total=math.ceil(len(settings.codecs) * run.seconds), unit="s of audio") as progress:
+        for name in settings.codecs:
+            progress.set_description(name)
+            for seconds in run.evaluate_codec(name):
+                progress.update(seconds)
+    summary = {
+        "fsqcodec_version": version("fsqcodec"),
+        "commit": commit(),
+        "command": command,
+        "machine": machine(),
+        **run.header,
+        "examples": run.examples,
+        "recognition": run.recognition_of_originals(),
+        "codecs": {name: run.summarize(name) for name in settings.codecs},
+    }
+    table = _table([row for name in settings.codecs for row in run.rows(name)], settings.metrics)
+    with atomic_path(run.output_dir / "clips.parquet") as path:
+        pa.parquet.write_table(table, path, compression="zstd")
+    with atomic_path(run.output_dir / "summary.json") as path:
+        path.write_text(json.dumps(summary, indent=1, allow_nan=False) + "\n")
+    run.journal.remove()
+    return summary
+
+
+def example_path(output_dir: Path, codec: str, clip: str) -> Path:
+    """Where the decoded audio of an example clip lies; of its original, with "original" for the codec."""
+    return output_dir / "audio" / _as_file_name(codec) / f"{_as_file_name(clip)}.flac"
+
+
+class _Run:
+    """The clips, the codecs' results so far, and how to get the next one."""
+
+    def __init__(self, settings: Settings, output_dir: Path, device: str | None):
+        self.settings, self.output_dir, self.device = settings, output_dir, device
+        clips, durations, bad_clips = _readable_clips(settings)
+        self.seconds = sum(durations)
+        self.batches = list(_batches(clips, durations))
+        self.examples = [clips[i].name for i in _spread(len(clips), NUM_EXAMPLES)]
+        named_durations = json.dumps([(clip.name, seconds) for clip, seconds in zip(clips, durations)])
+        data = {
+            "sources": list(settings.sources),
+            "num_clips": len(clips),
+            "seconds": self.seconds,
+            "digest": hashlib.sha256(named_durations.encode()).hexdigest()[:16],
+            "bad_clips": bad_clips,
+        }
+        asked = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(settings).items()}
+        self.header = {"settings": asked, "data": data, "versions": versions()}
+        self.journal = Journal(output_dir / "journal.jsonl", self.header)
+        self.recognizer = load_recognizer(settings.recognizer, device) if settings.recognizer else None
+
+    def evaluate_codec(self, name: str) -> Iterator[float]:
+        """Do what is not in the journal yet; yields the seconds of audio of each batch that is done."""
+        keys = [f"{name} batch {number}" for number in range(len(self.batches))]
+        if all(key in self.journal for key in [f"{name} facts", *keys, f"{name} tokens"]):
+            yield sum(row["seconds"] for row in self.rows(name))
+            return
+        codec = load_codec(name, self.device)
+        if codec.num_channels != 1:
+            raise ValueError(f"{name} has {codec.num_channels} channels: codecs of mono audio can be evaluated")
+        facts = _facts(codec)
+        if f"{name} facts" not in self.journal:
+            self.journal.add(f"{name} facts", facts)
+        if self.journal[f"{name} facts"] != facts:
+            raise ValueError(f"{name} is not what it was when this run began: give another output folder")
+        for key, batch in zip(keys, self.batches):
+            if key not in self.journal:
+                self.journal.add(key, list(self._evaluate_batch(codec, batch)))
+            yield sum(row["seconds"] for row in self.journal[key])
+        if f"{name} tokens" not in self.journal:
+            self.journal.add(f"{name} tokens", self._token_facts(codec))
+
+    def rows(self, name: str) -> list[dict]:
+        """The rows of `clips.parquet` of one codec."""
+        rows = (row for number in range(len(self.batches)) for row in self.journal[f"{name} batch {number}"])
+        return sorted(rows, key=lambda row: row["clip"])
+
+    def summarize(self, name: str) -> dict:
+        """The codec's entry in `summary.json`."""
+        rows = self.rows(name)
+        means = summarize_codec(self.journal[f"{name} facts"], rows, self.settings.metrics)
+        recognition = _error_rates([(row.get("transcript"), row.get("recognized")) for row in rows])
+        return {**means, **self.journal[f"{name} tokens"], "recognition": recognition}
+
+    def recognition_of_originals(self) -> dict | None:
+        """Who recognises speech, and its errors on the clips themselves."""
+        if self.recognizer is None:
+            return None
+        if "originals" not in self.journal:
+            clips = [clip for batch in self.batches for clip in batch if clip.transcript]
+            heard = [transcribe([audio], rate, self.recognizer)[0] for audio, rate in map(self._read, clips)]
+            self.journal.add("originals", [(clip.transcript, text) for clip, text in zip(clips, heard)])
+        model = self.recognizer.model
+        revision = getattr(model.config, "_commit_hash", None)
+        return {"model": model.name_or_path, "revision": revision, "original": _error_rates(self.journal["originals"])}
+
+    def _evaluate_batch(self, codec: Codec, batch: list[Clip]) -> Iterator[dict]:
+        originals = [self._read(clip) for clip in batch]
+        for clip, (audio, sampling_rate), result in zip(batch, originals, _round_trips(codec, originals)):
+            row = {"codec": codec.name, "clip": clip.name, "seconds": len(audio) / sampling_rate}
+            row |= {"sampling_rate": sampling_rate, "error": None, "failures": {}}
+            if isinstance(result, Exception):
+                yield {**row, "error": str(result)}
+                continue
+            codes, decoded = result
+            decoded = resample(decoded, codec.output_sampling_rate, sampling_rate)
+            if clip.name in self.examples:
+                write_audio(example_path(self.output_dir, "original", clip.name), audio, sampling_rate)
+                write_audio(example_path(self.output_dir, codec.name, clip.name), decoded, sampling_rate)
+            aligned = align(audio, decoded, sampling_rate, MAX_DELAY_SECONDS if codec.keeps_waveform else 0.0)
+            values, reasons = compute_metrics(aligned.reference, aligned.estimate, sampling_rate, self.settings.metrics)
+            reasons |= {metric: "infinite" for metric, value in values.items() if math.isinf(value)}
+            if self.recognizer is not None and clip.transcript:
+                (recognized,) = transcribe([decoded], sampling_rate, self.recognizer)
+                row |= {"transcript": clip.transcript, "recognized": recognized}
+            yield {
+                **row,
+                "payload_bits": codec.num_bits(codes, row["seconds"]),
+                "delay_samples": aligned.delay_samples,
+                "length_difference": aligned.length_difference,
+                "peak": float(np.abs(decoded).max()),
+                "failures": reasons,
+                "audio_codes": codes.tolist() if codec.codebook_sizes else None,
+                **{metric: None if metric in reasons else value for metric, value in values.items()},
+            }
+
+    def _token_facts(self, codec: Codec) -> dict:
+        """What the codes of all clips and the tokens of the examples say, of a codec that has tokens."""
+        codes = [np.array(row["audio_codes"]) for row in self.rows(codec.name) if row["error"] is None]
+        if not codec.codebook_sizes or not codes:
+            return {"tokens": None, "robustness": None}
+        examples = [self._read(clip) for batch in self.batches for clip in batch if clip.name in self.examples]
+        examples = [resample(audio, sampling_rate, codec.input_sampling_rate) for audio, sampling_rate in examples]
+        tokens = token_statistics(codes, codec.codebook_sizes, codec.frame_rate, codec.quantization_levels)
+        try:
+            return {"tokens": tokens, "robustness": robustness(codec, examples)}
+        except ValueError as error:  # examples that are too short for it, or that the codec can't take
+            return {"tokens": tokens, "robustness": None, "no_robustness": str(error)}
+
+    def _read(self, clip: Clip) -> tuple[np.ndarray, int]:
+        return clip.read(self.settings.channels)
+
+
+def _readable_clips(settings: Settings) -> tuple[list[Clip], list[float], dict[str, str]]:
+    """Clips with their seconds, and the reason by name of those that can't be read."""
+    durations, bad_clips = {}, {}
+    for clip in find_clips(settings.sources):
+        try:
+            audio, sampling_rate = clip.read(settings.channels)
+            durations[clip] = len(audio) / sampling_rate
+        except (ValueError, OSError) as error:
+            bad_clips[clip.name] = str(error)
+    if not durations:
+        reasons = "; ".join(list(bad_clips.values())[:3])
+        raise ValueError(f"none of {len(bad_clips)} clips can be read: {reasons}")
+    return list(durations), list(durations.values()), bad_clips
+
+
+def _facts(codec: Codec) -> dict:
+    return {
+        "model": codec.name,
+        "revision": codec.revision,
+        "digest": codec.digest,
+        "sampling_rate": codec.input_sampling_rate,
+        "output_sampling_rate": codec.output_sampling_rate,
+        "frame_rate": codec.frame_rate,
+        "codebook_sizes": codec.codebook_sizes,
+        "nominal_bitrate": codec.bitrate,
+    }
+
+
+def _round_trips(
+    codec: Codec, originals: list[tuple[np.ndarray, int]]
+) -> list[tuple[np.ndarray, np.ndarray] | Exception]:
+    """Codes and decoded audio of each clip of a batch; if the batch fails, of each alone, or its error."""
+    inputs = [resample(audio, sampling_rate, codec.input_sampling_rate) for audio, sampling_rate in originals]
+    try:
+        codes = codec.encode(inputs)
+        lengths = [-(-len(clip) * codec.output_sampling_rate // codec.input_sampling_rate) for clip in inputs]
+        return list(zip(codes, codec.decode(codes, lengths)))
+    except (ValueError, RuntimeError) as error:
+        if len(originals) == 1:
+            return [error]
+        return [_round_trips(codec, [original])[0] for original in originals]
+
+
+def _error_rates(texts: list[tuple[str, str]]) -> dict | None:
+    """WER and CER of (transcript, what was recognised), of those that have both."""
+    texts = [(transcript, recognized) for transcript, recognized in texts if transcript and recognized is not None]
+    if not texts:
+        return None
+    wer, cer = error_rates(*zip(*texts))
+    return {"wer": wer, "cer": cer, "num_clips": len(texts)}
+
+
+def _table(rows: list[dict], metrics: tuple[str, ...]) -> pa.Table:
+    schema = pa.schema(
+        {
+            "codec": pa.string(),
+            "clip": pa.string(),
+            "seconds": pa.float64(),
+            "sampling_rate": pa.int32(),
+            "error": pa.string(),
+            "payload_bits": pa.float64(),
+            "delay_samples": pa.int32(),
+            "length_difference": pa.int32(),
+            "peak": pa.float64(),
+            **{metric: pa.float64() for metric in metrics},
+            "failures": pa.string(),
+            "transcript": pa.string(),
+            "recognized": pa.string(),
+            "audio_codes": pa.list_(pa.list_(pa.int32())),
+        }
+    )
+    rows = [{column: row.get(column) for column in schema.names} for row in rows]
+    rows = [{**row, "failures": json.dumps(row["failures"])} for row in rows]
+    return pa.Table.from_pylist(rows, schema=schema)
+
+
+def _batches(clips: list[Clip], durations: list[float]) -> Iterator[list[Clip]]:
+    """Clips of similar length, the longest first, so that what runs out of memory does so at once."""
+    by_length = sorted(zip(clips, durations), key=lambda item: -item[1])
+    batch, longest = [], 0.0
+    for clip, seconds in by_length:
+        if batch and (len(batch) == MAX_BATCH_SIZE or (len(batch) + 1) * longest > MAX_BATCH_SECONDS):
+            yield batch
+            batch = []
+        longest = longest if batch else seconds
+        batch.append(clip)
+    yield batch
+
+
+def _spread(num_items: int, num_wanted: int) -> list[int]:
+    """Positions of at most `num_wanted` items spread evenly over all."""
+    return sorted({round(i) for i in np.linspace(0, num_items - 1, min(num_wanted, num_items))})
+
+
+def _as_file_name(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.-]+", "_", name).strip("_.")

@@ -1,0 +1,130 @@
+"""`summary.json`: what was evaluated, on what, by what, and the means.
+
+fsqcodec_version, commit, command, machine, versions
+data       sources, num_clips, seconds, digest, bad_clips (reason by clip)
+settings   metrics, channels, recognizer
+codecs     by name: model, revision, digest, sampling_rate (Hz), frame_rate, codebook_sizes, nominal_bitrate and
+           measured_bitrate (bits per second of payload), warnings, num_clips, failed_clips (reason by clip),
+           delay_samples (median), length_difference (largest, samples), num_above_full_scale,
+           metrics (by name: mean, standard_error, num_clips, num_failed, reasons with their counts),
+           tokens (see `evaluation.token_statistics`), robustness (see `evaluation.robustness`),
+           recognition (wer, cer), where they apply
+"""
+
+import math
+import os
+import platform
+import subprocess
+from collections import Counter
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+
+PACKAGES = (
+    "torch",
+    "transformers",
+    "numpy",
+    "scipy",
+    "soundfile",
+    "soxr",
+    "pesq",
+    "pystoi",
+    "torchmetrics",
+    "pyworld",
+    "jiwer",
+    "speechmos",
+    "visqol-python",
+    "resemblyzer",
+)
+UNRECOGNISABLE = 0.3  # mean ESTOI; speech at 0.7 kbit/s has 0.6, random weights of four families 0.00 to 0.11
+
+
+def summarize_codec(facts: dict, rows: list[dict], metrics: list[str]) -> dict:
+    """The entry of one codec: its facts and the means over its clips, rows of `clips.parquet`."""
+    done = [row for row in rows if row["error"] is None]
+    entry = {
+        **facts,
+        "measured_bitrate": _ratio(sum(row["payload_bits"] for row in done), sum(row["seconds"] for row in done)),
+        "num_clips": len(done),
+        "failed_clips": {row["clip"]: row["error"] for row in rows if row["error"] is not None},
+        "delay_samples": float(np.median([row["delay_samples"] for row in done])) if done else None,
+        "length_difference": max((abs(row["length_difference"]) for row in done), default=None),
+        "num_above_full_scale": sum(row["peak"] > 1 for row in done),
+        "metrics": {name: _mean(name, done) for name in metrics},
+    }
+    return {**entry, "warnings": list(_warnings(entry))}
+
+
+def machine() -> dict:
+    """Processor, cores, operating system and Python of this machine."""
+    return {
+        "processor": _processor(),
+        "num_cores": os.cpu_count(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that compute something, those that are installed."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str | None:
+    """Commit of the source tree the package runs from, with "-dirty" where it was changed; `None` if installed."""
+    root = Path(__file__).parents[3]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", root, "describe", "--always", "--dirty", "--abbrev=12", "--exclude", "*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _mean(name: str, rows: list[dict]) -> dict:
+    values = [row[name] for row in rows if row[name] is not None]
+    reasons = Counter(row["failures"][name] for row in rows if row[name] is None)
+    return {
+        "mean": float(np.mean(values)) if values else None,
+        "standard_error": float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None,
+        "num_clips": len(values),
+        "num_failed": len(rows) - len(values),
+        "reasons": dict(reasons),
+    }
+
+
+def _warnings(entry: dict):
+    estoi = entry["metrics"].get("estoi", {}).get("mean")
+    if estoi is not None and estoi < UNRECOGNISABLE:
+        yield (
+            f"What is decoded is not the speech that was encoded (ESTOI {estoi:.2f}), as with random or foreign "
+            "weights: these figures say nothing about the quality of the architecture."
+        )
+    if entry["failed_clips"]:
+        yield f"{len(entry['failed_clips'])} clips failed and are left out of the means."
+    incomplete = [name for name, metric in entry["metrics"].items() if metric["num_failed"]]
+    if incomplete:
+        yield f"The means of {', '.join(incomplete)} leave out clips on which the metric failed."
+    if entry["num_above_full_scale"]:
+        yield f"In {entry['num_above_full_scale']} clips decoded audio exceeds full scale; it was measured unclipped."
+
+
+def _ratio(numerator: float, denominator: float) -> float | None:
+    return numerator / denominator if denominator else None
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor())
