@@ -7,10 +7,10 @@ import torch
 from huggingface_hub import hf_hub_download
 
 from ..atomic import atomic_folder
+from ..hub.cards import CARD_NAME, converted_model_card
 from ..models.configuration_codec import CodecConfig
 from ..models.feature_extraction_codec import CodecFeatureExtractor
 from ..models.modeling_codec import CodecModel
-from .card import model_card
 from .codec_table import FILE_STEMS, convert_codec
 from .original_weights import OriginalWeights
 from .originals import ORIGINS
@@ -75,7 +75,10 @@ def convert_checkpoint(
     with atomic_folder(output_dir) as unfinished:
         model.save_pretrained(unfinished)
         CodecFeatureExtractor(sampling_rate=config.sampling_rate).save_pretrained(unfinished)
-        (unfinished / "README.md").write_text(model_card(origin, preset, config, agreement))
+        card = converted_model_card(
+            origin, preset, config, verification="not run" if agreement is None else str(agreement)
+        )
+        (unfinished / CARD_NAME).write_text(card, encoding="utf-8")
     return output_dir
 
 

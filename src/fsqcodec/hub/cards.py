@@ -1,0 +1,372 @@
+"""Model cards: of a preset, of a family, and of a model's folder. The text is in card.md.jinja.
+
+Figures are computed from the configuration or taken from an evaluation's summary.json; the few that the originals'
+authors give are labelled as theirs.
+"""
+
+import functools
+import json
+import math
+import os
+import re
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..models.configuration_codec import CodecConfig
+from ..models.modeling_codec import CodecModel
+from ..models.precision import Float32Linear
+from ..presets import FAMILIES, PRESETS, list_presets
+
+CARD_NAME = "README.md"
+TEMPLATE = Path(__file__).parent / "card.md.jinja"
+PAPER = "https://arxiv.org/abs/2504.04949"
+COUNTED_SECONDS = 10.0  # the clip that multiply-accumulates are counted for, as the paper does
+NUM_COUNTED_WINDOWS = 3  # enough for every layer to have met all kinds of window: the first, whole ones, a part of one
+
+
+@dataclass(frozen=True)
+class Origin:
+    """An original: name, repository of the code, id of the weights on the Hub, package and version on PyPI."""
+
+    name: str
+    code: str
+    weights: str
+    package: str
+
+
+ORIGINS = {
+    "l3ac": Origin("L3AC", "https://github.com/zhai-lw/L3AC", "zhai-lw/L3AC", "l3ac 1.0"),
+    "sqcodec": Origin("SQCodec", "https://github.com/zhai-lw/SQCodec", "zhai-lw/SQCodec", "sq_codec 0.0.1"),
+}
+AUTHORS_FIGURES_SOURCE = (
+    "https://github.com/zhai-lw/L3AC/blob/a8b379bdfa4ea0f8afb00cbec8fecaa32228a6a3/src/scripts/plot/bubble_chart.py"
+)
+AUTHORS_FIGURES = {  # PESQ, STOI, 1e9 multiply-accumulates for 10 s
+    "l3ac-0k75bps": (1.68, 0.82, 1.55),
+    "l3ac-1kbps": (1.77, 0.84, 2.03),
+    "l3ac-1k5bps": (1.91, 0.86, 2.37),
+    "l3ac-3kbps": (2.31, 0.90, 1.64),
+}
+
+
+def model_card(target: str | os.PathLike, summary: dict | None = None, codec: str | None = None) -> str:
+    """The card of a preset, a family or a model's folder: Markdown with its front matter.
+
+    Args:
+        target: a preset, a family ("l3ac", "sqcodec"), or a folder. What the folder's README.md says about where the
+            weights come from is passed on: title, licence, base model, data sets, and what a conversion verified.
+        summary: the summary.json of `fsqcodec evaluate`, whose figures fill card and model-index. The codec in it is
+            the one with the folder's digest, and for a preset the one with its name.
+        codec: the codec's name in `summary`, where several fit.
+
+    Raises:
+        FileNotFoundError: a target that is none of these.
+        ValueError: a folder with another kind of model; a summary of something else, in which no codec or more than one
+            fits, or whose codec has other sizes or other weights.
+    """
+    target, evaluation = os.fspath(target), None
+    if target in FAMILIES:
+        if summary is not None:
+            raise ValueError(f"{target} is a family, an evaluation is of one model: name a preset or a folder")
+        configs = {preset: CodecConfig.from_preset(preset) for preset in list_presets(target)}
+        return _render(configs, Provenance(ORIGINS[target].name, target, published=True), presets=list(configs))
+    if target in PRESETS:
+        config = CodecConfig.from_preset(target)
+        provenance = Provenance(target, target.split("-")[0], published=True)
+        if summary is not None:
+            evaluation = _evaluation(summary, _codec_of_name(summary, target, codec), config)
+        return _render({target: config}, provenance, evaluation, presets=[target])
+    folder = Path(target)
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(
+            f"{target} is no preset (`fsqcodec info` lists them), no family ({', '.join(FAMILIES)}) and no folder that "
+            "has a config.json"
+        )
+    config = _folder_config(folder)
+    provenance = Provenance.of_folder(folder)
+    if summary is not None:
+        evaluation = _evaluation(summary, _codec_of_folder(summary, folder, codec), config)
+    return _render({provenance.title: config}, provenance, evaluation)
+
+
+def converted_model_card(family: str, preset: str | None, config: CodecConfig, verification: str) -> str:
+    """The card of a just converted checkpoint of "l3ac" or "sqcodec"; `model_card` of its folder is equal.
+
+    `preset` is `None` where the checkpoint is not a published one, `verification` says how the model compares with the
+    original package.
+    """
+    title = preset or f"{ORIGINS[family].name}, own sizes"
+    paragraph = f"Converted by fsqcodec {version('fsqcodec')}. {VERIFICATION}{verification}."
+    return _render({title: config}, Provenance(title, family, published=preset is not None, verification=paragraph))
+
+
+def write_all_cards(folder: str | os.PathLike) -> list[Path]:
+    """Write the cards of all families and presets to `<name>.md` in `folder`, with the figures of its
+    `evaluation/<preset>.json` where there is one, and return their paths."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    cards = []
+    for name in (*FAMILIES, *list_presets()):
+        evaluation = folder / "evaluation" / f"{name}.json"
+        summary = json.loads(evaluation.read_text()) if evaluation.is_file() else None
+        cards.append(folder / f"{name}.md")
+        cards[-1].write_text(model_card(name, summary), encoding="utf-8")
+    return cards
+
+
+VERIFICATION = "Verification against the original package: "
+CARRIED_FIELDS = ("license", "license_name", "license_link", "base_model", "datasets", "language")
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where weights come from, as far as it is known.
+
+    Attributes:
+        title: of the card; also the model's name in its model-index.
+        family: "l3ac" or "sqcodec" for weights of the original packages, `None` for others.
+        published: whether they are the authors' published weights.
+        verification: the paragraph that the conversion wrote.
+        front_matter: what the folder's card states and a new one keeps, those of `CARRIED_FIELDS`.
+    """
+
+    title: str
+    family: str | None = None
+    published: bool = False
+    verification: str | None = None
+    front_matter: dict = field(default_factory=dict)
+
+    @classmethod
+    def of_folder(cls, folder: Path) -> "Provenance":
+        """What the folder's README.md says; nothing but the folder's name where there is none."""
+        name = folder.resolve().name
+        if not (folder / CARD_NAME).is_file():
+            return cls(name)
+        card = ModelCard.load(folder / CARD_NAME)
+        title = re.search(r"^# (.+)$", card.text, re.MULTILINE)
+        verification = re.search(rf"^.*{VERIFICATION}.*$", card.text, re.MULTILINE)
+        family = next((family for family in FAMILIES if verification and family in (card.data.tags or [])), None)
+        return cls(
+            title[1] if title else name,
+            family,
+            published=family is not None and title is not None and title[1] in list_presets(family),
+            verification=verification[0] if verification else None,
+            front_matter={key: value for key, value in card.data.to_dict().items() if key in CARRIED_FIELDS},
+        )
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a card shows of one codec of a summary.json. `rows`: metric, mean, standard error, clips, failed clips."""
+
+    version: str
+    data: str
+    rows: list[tuple[str, str, str, int, int]]
+    bitrate: str | None
+    command: str
+    warnings: list[str]
+    results: list[EvalResult]
+
+
+def _folder_config(folder: Path) -> CodecConfig:
+    model_type = json.loads((folder / "config.json").read_text()).get("model_type")
+    if model_type != CodecConfig.model_type:
+        raise ValueError(f"{folder} holds a model of type {model_type!r}: a folder of fsqcodec is wanted")
+    return CodecConfig.from_pretrained(folder)
+
+
+def _codec_of_name(summary: dict, preset: str, codec: str | None) -> str:
+    codecs = _codecs(summary, codec)
+    fitting = [name for name, entry in codecs.items() if preset in (name, Path(entry["model"]).name)]
+    return codec or _only(fitting, codecs, f"the name {preset}")
+
+
+def _codec_of_folder(summary: dict, folder: Path, codec: str | None) -> str:
+    from ..codecs import load_model, model_digest
+
+    codecs = _codecs(summary, codec)
+    digest = model_digest(load_model(folder, device="cpu"))
+    fitting = [name for name, entry in codecs.items() if entry["digest"] == digest and name == (codec or name)]
+    return _only(fitting, codecs, f"the digest of {folder}, {digest}")
+
+
+def _codecs(summary: dict, codec: str | None) -> dict[str, dict]:
+    if not {"codecs", "data", "command"} <= set(summary):
+        raise ValueError(
+            "the evaluation lacks codecs, data or command: a summary.json of `fsqcodec evaluate` is wanted"
+        )
+    if codec is not None and codec not in summary["codecs"]:
+        raise ValueError(f"the evaluation has no codec {codec!r}; it has: {', '.join(summary['codecs'])}")
+    return summary["codecs"]
+
+
+def _only(fitting: list[str], codecs: dict[str, dict], wanted: str) -> str:
+    if not fitting:
+        known = ", ".join(f"{name} ({entry['model']}, digest {entry['digest']})" for name, entry in codecs.items())
+        raise ValueError(f"no codec of the evaluation has {wanted}; it has: {known}. Evaluate this model")
+    if len(fitting) > 1:
+        raise ValueError(f"several codecs of the evaluation have {wanted}: {', '.join(fitting)}. Name one, as codec")
+    return fitting[0]
+
+
+def _evaluation(summary: dict, name: str, config: CodecConfig) -> Evaluation:
+    entry, data = summary["codecs"][name], summary["data"]
+    found = (entry["sampling_rate"], entry["codebook_sizes"], entry["frame_rate"])
+    wanted = (config.sampling_rate, [config.codebook_size], config.frame_rate)
+    if found[:2] != wanted[:2] or not math.isclose(found[2], wanted[2]):
+        raise ValueError(
+            f"{name} was evaluated at {found[0]} Hz with codebooks {found[1]} and {found[2]} frames per second, this "
+            f"model has {wanted[0]} Hz, {wanted[1]} and {wanted[2]}: it is another codec"
+        )
+    sources = ", ".join(Path(source).name if os.path.isabs(source) else source for source in data["sources"])
+    split = f", split {data['split']}" if data.get("split") else ""
+    measured = {metric: facts for metric, facts in entry["metrics"].items() if facts["mean"] is not None}
+    return Evaluation(
+        version=summary["fsqcodec_version"],
+        data=f"{data['num_clips']} clips, {data['seconds'] / 60:.1f} minutes, of {sources}{split} ({data['digest']})",
+        rows=[
+            (
+                metric,
+                "not measured" if facts["mean"] is None else f"{facts['mean']:.3f}",
+                "-" if facts["standard_error"] is None else f"{facts['standard_error']:.3f}",
+                facts["num_clips"],
+                facts["num_failed"],
+            )
+            for metric, facts in entry["metrics"].items()
+        ],
+        bitrate=entry["measured_bitrate"] and f"{entry['measured_bitrate']:.1f}",
+        command=summary["command"],
+        warnings=entry["warnings"],
+        results=[
+            EvalResult(
+                task_type="audio-to-audio",
+                dataset_type=sources,
+                dataset_name=sources,
+                dataset_split=data.get("split"),
+                dataset_args={"num_clips": data["num_clips"], "digest": data["digest"]},
+                metric_type=metric,
+                metric_value=facts["mean"],
+            )
+            for metric, facts in measured.items()
+        ],
+    )
+
+
+def _render(
+    configs: dict[str, CodecConfig],
+    provenance: Provenance,
+    evaluation: Evaluation | None = None,
+    presets: list[str] | None = None,
+) -> str:
+    """The card of one model, or of a family's; `presets` are those it tells how to convert."""
+    family, origin = provenance.family, ORIGINS.get(provenance.family)
+    front_matter = dict(provenance.front_matter)
+    if provenance.published:
+        front_matter = {"license": "mit", "base_model": origin.weights, **front_matter}
+    results = evaluation.results if evaluation else []
+    card_data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="audio-to-audio",
+        tags=["audio-codec", "speech-tokenizer", "fsqcodec", *([family] if family else [])],
+        **({"model_name": provenance.title, "eval_results": results} if results else {}),
+        **front_matter,
+    )
+    published = list(configs) if provenance.published else []
+    columns = [_facts(_fields(config)) for config in configs.values()]
+    card = ModelCard.from_template(
+        card_data,
+        template_path=TEMPLATE,
+        title=provenance.title,
+        published=provenance.published,
+        family=family,
+        origin=origin,
+        paper=PAPER,
+        verification=provenance.verification,
+        columns=list(configs),
+        rows=[(label, [facts[label] for facts in columns]) for label in columns[0]],
+        config=next(iter(configs.values())),
+        path=presets[0] if presets else "path/of/this/folder",
+        presets=presets,
+        evaluation=evaluation,
+        license=front_matter.get("license"),
+        datasets=front_matter.get("datasets"),
+        authors_figures={name: AUTHORS_FIGURES[name] for name in published if name in AUTHORS_FIGURES},
+        authors_figures_source=AUTHORS_FIGURES_SOURCE,
+    )
+    return f"{card.content.rstrip()}\n"
+
+
+def _fields(config: CodecConfig) -> str:
+    return json.dumps({name: getattr(config, name) for name in CodecConfig.__annotations__})
+
+
+@functools.cache
+def _facts(fields: str) -> dict[str, str]:
+    """Label and value of what follows from a configuration, given as JSON of its fields."""
+    config = CodecConfig(**json.loads(fields))
+    with torch.device("meta"):
+        model = CodecModel(config).eval()
+    window = config.attention_window_size
+    counts = multiply_accumulates(config)
+    num_parameters = {
+        name: sum(parameter.numel() for parameter in module.parameters())
+        for name, module in (("all", model), ("encoder", model.encoder), ("decoder", model.decoder))
+    }
+    return {
+        "sampling rate": f"{config.sampling_rate} Hz",
+        "samples per token": f"{config.hop_length}",
+        "tokens per second": f"{config.frame_rate:.2f}",
+        "codebook": f"{config.codebook_size} ({' x '.join(map(str, config.quantization_levels))})",
+        "bits per token": f"{config.bits_per_frame:.2f}",
+        "bits per second": f"{config.bitrate:.1f}",
+        "encoder look-ahead": _samples_and_milliseconds(config.encoder_lookahead_samples, config),
+        "decoder look-ahead": _samples_and_milliseconds(config.decoder_lookahead_samples, config),
+        "attention window": f"{window} tokens ({window / config.frame_rate:.2f} s)",
+        "parameters": f"{num_parameters['all']:,}",
+        "of these in encoder, decoder": f"{num_parameters['encoder']:,}, {num_parameters['decoder']:,}",
+        f"multiply-accumulates to encode {COUNTED_SECONDS:g} s": f"{counts['encode'] / 1e9:.2f} G",
+        f"multiply-accumulates to decode {COUNTED_SECONDS:g} s": f"{counts['decode'] / 1e9:.2f} G",
+    }
+
+
+def _samples_and_milliseconds(num_samples: int, config: CodecConfig) -> str:
+    return f"{num_samples} samples ({1000 * num_samples / config.sampling_rate:.1f} ms)"
+
+
+def multiply_accumulates(config: CodecConfig, seconds: float = COUNTED_SECONDS) -> dict[str, int]:
+    """Multiply-accumulates to `encode` and to `decode` a clip of `seconds`: those of convolutions, matrix products and
+    attention, masked scores of a tile included; not norms, activations and pooling.
+
+    A clip of many attention windows costs what one of a few does, and the same again for each window more.
+    """
+    with torch.device("meta"):
+        model = CodecModel(config).eval()
+    for module in model.modules():
+        if isinstance(module, Float32Linear):
+            module.__class__ = nn.Linear  # the same product without autocast, which does not know the meta device
+    num_samples = round(seconds * config.sampling_rate)
+    window_samples = config.attention_window_size * config.hop_length
+    num_left_out = max(0, num_samples // window_samples - NUM_COUNTED_WINDOWS)
+    num_samples -= num_left_out * window_samples
+    counts = _count(model, num_samples)
+    if num_left_out == 0:
+        return counts
+    longer = _count(model, num_samples + window_samples)
+    return {part: count + num_left_out * (longer[part] - count) for part, count in counts.items()}
+
+
+@torch.no_grad()
+def _count(model: CodecModel, num_samples: int) -> dict[str, int]:
+    """Torch counts two operations for each multiply-accumulate. On the meta device it also sees those of attention, and
+    nothing is computed, so that `model.decode`, which looks at the codes, can't run."""
+    with FlopCounterMode(display=False) as encode:
+        audio_codes = model.encode(torch.empty(1, 1, num_samples, device="meta")).audio_codes
+    with FlopCounterMode(display=False) as decode:
+        model.decoder(model.quantizer.indices_to_features(audio_codes[:, 0]), None)
+    return {"encode": encode.get_total_flops() // 2, "decode": decode.get_total_flops() // 2}
