@@ -380,3 +380,75 @@ def test_audio_of_a_frame_hears_the_whole_clip_through_its_statistics():
     features = torch.randn(1, 60, model.config.latent_dim, requires_grad=True)
     (gradient,) = torch.autograd.grad(model.decoder(features, None)[0, : model.config.hop_length].sum(), features)
     assert gradient[0].any(dim=-1).all()
+
+
+def check_encoder_context(model: CodecModel):
+    """The last frame of a block depends on the first sample the property allows, and on none before it; the next
+    frame, first of its block, on a block less."""
+    config = model.config
+    last = (sum(config.encoder_transformer_depths) + 2) * config.attention_window_size - 1
+    generator = torch.Generator().manual_seed(0)
+    num_samples = (last + 2) * config.hop_length + config.encoder_lookahead_samples
+    loudness = torch.linspace(0.9, 0.05, num_samples, dtype=torch.float64)  # of each trend pool the first is loudest
+    signs = torch.randint(0, 2, loudness.shape, generator=generator) * 2 - 1
+    audio = (loudness * signs)[None, None].requires_grad_()
+    latents = model.encode(audio, output_latents=True).latents[0].T
+    directions = torch.randn(latents.shape, dtype=torch.float64, generator=generator)
+    for frame, unheard_frames in ((last, 0), (last + 1, config.attention_window_size - 1)):
+        (gradient,) = torch.autograd.grad(latents[frame] @ directions[frame], audio, retain_graph=True)
+        context = config.encoder_context_samples - unheard_frames * config.hop_length
+        assert gradient[0, 0].nonzero().min() == frame * config.hop_length - context
+
+
+@pytest.mark.parametrize("name", SMALL_CONFIGS)
+def test_frame_hears_its_context_and_nothing_before_it(name):
+    check_encoder_context(small_model(name).double())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PRESET_NAMES)
+def test_frame_of_a_preset_hears_its_context_and_nothing_before_it(name):
+    check_encoder_context(CodecModel(CodecConfig.from_preset(name, attention_window_size=16)).eval().double())
+
+
+def check_decoder_context(model: CodecModel):
+    """Of all frames of a block, the one that looks back furthest depends on the first frame the property allows."""
+    config = model.config
+    context_frames, rest = divmod(config.decoder_context_samples, config.hop_length)
+    assert rest == 0
+    frames = range(context_frames + 2, context_frames + 2 + config.attention_window_size)
+    num_frames = frames.stop + config.decoder_lookahead_samples // config.hop_length
+    first_heard = [int(frames_heard(model, frame, num_frames).nonzero().min()) for frame in frames]
+    assert max(frame - first for frame, first in zip(frames, first_heard)) == context_frames
+
+
+@pytest.mark.parametrize("name", SMALL_CONFIGS)
+def test_audio_of_a_frame_hears_its_context_and_nothing_before_it(name, constant_statistics, monkeypatch):
+    monkeypatch.setattr(convolution, "trend_pool", mean_trend)
+    check_decoder_context(small_model(name))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PRESET_NAMES)
+def test_audio_of_a_frame_of_a_preset_hears_its_context_and_nothing_before_it(name, constant_statistics, monkeypatch):
+    monkeypatch.setattr(convolution, "trend_pool", mean_trend)
+    check_decoder_context(CodecModel(CodecConfig.from_preset(name, attention_window_size=6)).eval())
+
+
+def test_without_attention_context_equals_lookahead():
+    config = small_config("l3ac-coarse", encoder_transformer_depths=(0, 0), decoder_transformer_depths=(0, 0))
+    assert config.encoder_context_samples == config.encoder_lookahead_samples
+    assert config.decoder_context_samples == config.decoder_lookahead_samples
+
+
+@pytest.mark.parametrize("name", SMALL_CONFIGS)
+def test_audio_of_a_frame_waits_for_its_algorithmic_latency(name, constant_statistics, monkeypatch):
+    monkeypatch.setattr(convolution, "trend_pool", mean_trend)
+    model, frame = small_model(name).double(), 7
+    config = model.config
+    num_samples = round(config.algorithmic_latency * config.sampling_rate)
+    generator = torch.Generator().manual_seed(0)
+    audio = 0.1 * torch.randn(1, 1, 3 * num_samples, dtype=torch.float64, generator=generator)
+    decoded = model(audio.requires_grad_()).audio_values[0, 0, frame * config.hop_length :][: config.hop_length]
+    (gradient,) = torch.autograd.grad(decoded.square().sum(), audio)
+    assert gradient[0, 0].nonzero().max() == frame * config.hop_length + num_samples - 1

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from .files import TOKEN_SUFFIX, load_model
+from .files import TOKEN_SUFFIX, load_fsq_codec
 from .models.configuration_codec import CodecConfig
 from .packing import read_token_facts, token_digest
 from .presets import PRESETS, list_presets
@@ -26,7 +26,7 @@ def describe(target: str | None) -> Iterator[tuple[str, str]]:
             yield name.replace("_", " "), str(fact)
         yield "seconds", f"{facts['num_samples'] / facts['sampling_rate']:.3f}"
     else:
-        model = load_model(target, device="cpu")
+        model = load_fsq_codec(target, device="cpu")
         yield "model", target
         yield from _config_rows(model.config)
         yield "parameters", f"{sum(parameter.numel() for parameter in model.parameters()):,}"
@@ -46,8 +46,11 @@ def _config_rows(config: CodecConfig) -> Iterator[tuple[str, str]]:
     yield "tokens per second", f"{config.frame_rate:.2f}"
     yield "codebook size", f"{config.codebook_size} ({' x '.join(map(str, config.quantization_levels))})"
     yield "bits per second", f"{config.bitrate:.1f}"
+    yield "algorithmic latency", f"{1000 * config.algorithmic_latency:.1f} ms"
     yield "encoder look-ahead", _samples_and_milliseconds(config.encoder_lookahead_samples, config)
     yield "decoder look-ahead", _samples_and_milliseconds(config.decoder_lookahead_samples, config)
+    yield "encoder look-back", _samples_and_milliseconds(config.encoder_context_samples, config)
+    yield "decoder look-back", _samples_and_milliseconds(config.decoder_context_samples, config)
     window_seconds = config.attention_window_size / config.frame_rate
     yield "attention window", f"{config.attention_window_size} frames ({window_seconds:.2f} s)"
 

@@ -15,19 +15,16 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
+from ..evaluation.cost import multiply_accumulates
 from ..models.configuration_codec import CodecConfig
 from ..models.modeling_codec import CodecModel
-from ..models.precision import Float32Linear
 from ..presets import FAMILIES, PRESETS, list_presets
 
 CARD_NAME = "README.md"
 TEMPLATE = Path(__file__).parent / "card.md.jinja"
 PAPER = "https://arxiv.org/abs/2504.04949"
 COUNTED_SECONDS = 10.0  # the clip that multiply-accumulates are counted for, as the paper does
-NUM_COUNTED_WINDOWS = 3  # enough for every layer to have met all kinds of window: the first, whole ones, a part of one
 
 
 @dataclass(frozen=True)
@@ -313,7 +310,7 @@ def _facts(fields: str) -> dict[str, str]:
     with torch.device("meta"):
         model = CodecModel(config).eval()
     window = config.attention_window_size
-    counts = multiply_accumulates(config)
+    counts = multiply_accumulates(config, COUNTED_SECONDS)
     num_parameters = {
         name: sum(parameter.numel() for parameter in module.parameters())
         for name, module in (("all", model), ("encoder", model.encoder), ("decoder", model.decoder))
@@ -337,36 +334,3 @@ def _facts(fields: str) -> dict[str, str]:
 
 def _samples_and_milliseconds(num_samples: int, config: CodecConfig) -> str:
     return f"{num_samples} samples ({1000 * num_samples / config.sampling_rate:.1f} ms)"
-
-
-def multiply_accumulates(config: CodecConfig, seconds: float = COUNTED_SECONDS) -> dict[str, int]:
-    """Multiply-accumulates to `encode` and to `decode` a clip of `seconds`: those of convolutions, matrix products and
-    attention, masked scores of a tile included; not norms, activations and pooling.
-
-    A clip of many attention windows costs what one of a few does, and the same again for each window more.
-    """
-    with torch.device("meta"):
-        model = CodecModel(config).eval()
-    for module in model.modules():
-        if isinstance(module, Float32Linear):
-            module.__class__ = nn.Linear  # the same product without autocast, which does not know the meta device
-    num_samples = round(seconds * config.sampling_rate)
-    window_samples = config.attention_window_size * config.hop_length
-    num_left_out = max(0, num_samples // window_samples - NUM_COUNTED_WINDOWS)
-    num_samples -= num_left_out * window_samples
-    counts = _count(model, num_samples)
-    if num_left_out == 0:
-        return counts
-    longer = _count(model, num_samples + window_samples)
-    return {part: count + num_left_out * (longer[part] - count) for part, count in counts.items()}
-
-
-@torch.no_grad()
-def _count(model: CodecModel, num_samples: int) -> dict[str, int]:
-    """Torch counts two operations for each multiply-accumulate. On the meta device it also sees those of attention, and
-    nothing is computed, so that `model.decode`, which looks at the codes, can't run."""
-    with FlopCounterMode(display=False) as encode:
-        audio_codes = model.encode(torch.empty(1, 1, num_samples, device="meta")).audio_codes
-    with FlopCounterMode(display=False) as decode:
-        model.decoder(model.quantizer.indices_to_features(audio_codes[:, 0]), None)
-    return {"encode": encode.get_total_flops() // 2, "decode": decode.get_total_flops() // 2}

@@ -188,6 +188,50 @@ class CodecConfig(PreTrainedConfig):
 
         The enhance blocks normalise over the whole clip: beside this, the audio depends on the clip's statistics.
         """
+        last_step = self.transformer_downsampling_ratio - 1 + self._decoder_convolution_steps
+        return _last_interpolated(last_step, self.transformer_downsampling_ratio) * self.hop_length
+
+    @property
+    def encoder_context_samples(self) -> int:
+        """Samples before a frame's first one that its token depends on at most.
+
+        The convolutions reach as far back as ahead. Every transformer layer adds the block before, which is made of the
+        same frames at both rates; the last frame of a block sees most.
+        """
+        num_layers = sum(self.encoder_transformer_depths)
+        num_frames = (num_layers + 1) * self.attention_window_size - 1 if num_layers else 0
+        return num_frames * self.hop_length + self.encoder_lookahead_samples
+
+    @property
+    def decoder_context_samples(self) -> int:
+        """Samples before a frame's first one whose tokens its audio depends on at most: whole frames.
+
+        As for `decoder_lookahead_samples`, the clip's statistics come on top.
+        """
+        ratio, window_size = self.transformer_downsampling_ratio, self.attention_window_size
+        num_frame_layers, num_fine_layers = self.decoder_transformer_depths
+        most_frames = 0
+        for frame in range(window_size):
+            step = frame * ratio - self._decoder_convolution_steps
+            step = _first_attended(step, window_size * ratio, num_fine_layers)
+            first_frame = _first_attended(_first_interpolated(step, ratio), window_size, num_frame_layers)
+            most_frames = max(most_frames, frame - first_frame)
+        return most_frames * self.hop_length
+
+    @property
+    def algorithmic_latency(self) -> float:
+        """Seconds from the moment a sample goes in to the moment it can come out, if computing took no time and the
+        decoder makes whole frames: one frame, until the last sample of it is there, and both look-aheads.
+
+        The decoder's statistics of the whole clip are not counted: a stream has to do without them.
+        """
+        num_samples = self.hop_length + self.encoder_lookahead_samples + self.decoder_lookahead_samples
+        return num_samples / self.sampling_rate
+
+    @property
+    def _decoder_convolution_steps(self) -> int:
+        """Steps of the transformer's output, at the rate of the convolutions, that a frame's audio depends on after the
+        frame's own, and as many before."""
         enhance_context = max(
             2 * (kernel_size // 2) + TREND_CONV_KERNEL_SIZE // 2 * enhance_dilation(kernel_size)
             for kernel_size in ENHANCE_KERNEL_SIZES
@@ -196,8 +240,7 @@ class CodecConfig(PreTrainedConfig):
         last_step = self.hop_length - 1 + TAIL_KERNEL_SIZE // 2 * (sum(TAIL_DILATIONS) + 1)
         for ratio, depth in zip(reversed(self.upsampling_ratios), reversed(self.decoder_depths)):
             last_step = _last_interpolated(last_step, ratio) + enhance_context + depth * (UNIT_KERNEL_SIZE // 2)
-        last_step += LATENT_KERNEL_SIZE // 2
-        return _last_interpolated(last_step, self.transformer_downsampling_ratio) * self.hop_length
+        return last_step + LATENT_KERNEL_SIZE // 2 - (self.transformer_downsampling_ratio - 1)
 
     @classmethod
     def from_preset(cls, name: str, **overrides) -> "CodecConfig":
@@ -213,6 +256,16 @@ class CodecConfig(PreTrainedConfig):
 def _last_interpolated(step: int, ratio: int) -> int:
     """The last input step that up-sampling by `ratio` reads for output `step`: (step + 0.5) / ratio - 0.5, up."""
     return -((ratio - 2 * step - 1) // (2 * ratio))
+
+
+def _first_interpolated(step: int, ratio: int) -> int:
+    """The first input step that up-sampling by `ratio` reads for output `step`: (step + 0.5) / ratio - 0.5, down."""
+    return (2 * step + 1 - ratio) // (2 * ratio)
+
+
+def _first_attended(step: int, window_size: int, num_layers: int) -> int:
+    """The first step that `step` depends on through layers that each see the step's block and the one before."""
+    return (step // window_size - num_layers) * window_size if num_layers else step
 
 
 def enhance_dilation(kernel_size: int) -> int:

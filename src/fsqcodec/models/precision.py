@@ -1,8 +1,11 @@
 """For what must not run in half precision, whatever a model is loaded in: quantization, distances, statistics."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.amp import is_autocast_available
 
 
 def at_least_float32(x: torch.Tensor) -> torch.Tensor:
@@ -16,5 +19,10 @@ class Float32Linear(nn.Linear):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`(..., in_features)` to `(..., out_features)`, float32 or float64."""
         weight, bias = at_least_float32(self.weight), at_least_float32(self.bias)
-        with torch.autocast(x.device.type, enabled=False):
+        with _no_autocast(x.device.type):
             return F.linear(x.to(weight.dtype), weight, bias)
+
+
+def _no_autocast(device_type: str) -> AbstractContextManager:
+    """Where there is no autocast to switch off, as on the meta device, switching it off raises."""
+    return torch.autocast(device_type, enabled=False) if is_autocast_available(device_type) else nullcontext()
