@@ -68,8 +68,9 @@ def make_random_model():
     original = OriginalCodec("l3ac", config)
     original.randomize(seed=0, clip=read_audio(CLIP, config.sampling_rate))
     original.save(OUTPUT_DIR / "original-1kbps-random")
+    # sizes and not the preset's name, which stands for the published weights
     fsqcodec.convert_checkpoint(
-        "l3ac", OUTPUT_DIR / "original-1kbps-random", RANDOM_MODEL_DIR, preset=PRESET, verify=True
+        "l3ac", OUTPUT_DIR / "original-1kbps-random", RANDOM_MODEL_DIR, config=config, verify=True
     )
 
 

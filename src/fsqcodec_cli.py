@@ -1,6 +1,7 @@
 """The command line, arguments only. It lies beside the package so that `fsqcodec --help` does not import torch."""
 
 import json
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -121,13 +122,108 @@ def decode(
         _print_report(report)
 
 
+@app.command()
+def evaluate(
+    audio: Annotated[list[str], typer.Argument(help="Files, folders, globs, manifests, or data sets like name:split.")],
+    codec: Annotated[list[str], typer.Option("--codec", "-c", help="Folder, Hub id[:codebooks], opus:6, codec2:3200.")],
+    output: OutputDir,
+    metric: Annotated[list[str] | None, typer.Option(help="Instead of the usual ones; can be repeated.")] = None,
+    recognizer: Annotated[str | None, typer.Option(help="Speech recognition model, for WER and CER.")] = None,
+    channels: Annotated[Channels, typer.Option(help="Stereo: take the channels' mean, or refuse.")] = Channels.refuse,
+    device: Device = None,
+):
+    """Compare codecs on clips: clips.parquet, summary.json, report.md and report.html, which plays.
+
+    Example: fsqcodec evaluate recordings/ --codec demo/codec-1kbps --codec opus:6 --output evaluation
+    """
+    with _errors_as_sentences():
+        from fsqcodec.evaluation.report import write_reports
+        from fsqcodec.evaluation.run import DEFAULT_METRICS, Settings
+        from fsqcodec.evaluation.run import evaluate as evaluate_codecs
+
+        chosen = tuple(metric or DEFAULT_METRICS)
+        settings = Settings(tuple(audio), tuple(codec), chosen, channels.value, recognizer)
+        evaluate_codecs(settings, output, device=device, command=shlex.join(["fsqcodec", *sys.argv[1:]]))
+        markdown, page = write_reports(output)
+        typer.echo(markdown.read_text().split("\n\n")[1])
+        typer.echo(f"wrote {markdown} and {page}")
+
+
+@app.command()
+def latency(
+    model: Annotated[str, typer.Argument(help="Folder or Hub id of a codec, or a preset: random weights.")],
+    output: OutputDir,
+    device: Device = None,
+):
+    """Measure what a codec looks ahead and back, its speed, memory and size: latency.json and latency.png.
+
+    Example: fsqcodec latency codec-1kbps --output latency
+    """
+    with _errors_as_sentences():
+        from fsqcodec.evaluation.latency import latency_table, measure_latency
+
+        typer.echo(latency_table(measure_latency(model, output, device)))
+
+
+@app.command()
+def card(
+    target: Annotated[str, typer.Argument(help="A model's folder, a preset, or a family like l3ac.")],
+    evaluation: Annotated[Path | None, typer.Option(help="summary.json of `evaluate`, for figures.")] = None,
+    codec: Annotated[str | None, typer.Option(help="Which codec of the evaluation, if several fit.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write; printed otherwise.")] = None,
+):
+    """Write the model card of a codec, with figures where an evaluation gives them.
+
+    Example: fsqcodec card codec-1kbps --evaluation evaluation/summary.json --output codec-1kbps/README.md
+    """
+    with _errors_as_sentences():
+        from fsqcodec.atomic import atomic_path
+        from fsqcodec.hub.cards import model_card
+
+        text = model_card(target, _read_json(evaluation) if evaluation else None, codec)
+        if output is None:
+            typer.echo(text, nl=False)
+            return
+        with atomic_path(output) as path:
+            path.write_text(text, encoding="utf-8")
+        typer.echo(f"wrote {output}")
+
+
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help="Folder of a codec, with its card.")],
+    repo_id: Annotated[str, typer.Argument(help="user/name of a model repository on the Hub.")],
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch, made if needed; the main one if left out.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the folder and send nothing.")] = False,
+):
+    """Upload a codec's folder to the Hub in one commit, after checking that it is complete.
+
+    Example: fsqcodec push codec-1kbps me/codec-1kbps --dry-run
+    """
+    with _errors_as_sentences():
+        from fsqcodec.hub.push import push as push_folder
+
+        pushed = push_folder(folder, repo_id, private, revision, dry_run)
+        for name, num_bytes in pushed.files.items():
+            typer.echo(f"{num_bytes:>14,}  {name}")
+        typer.echo(f"would be sent to {repo_id}" if pushed.commit_url is None else pushed.commit_url)
+
+
 def _read_config(path: Path):
     from fsqcodec import CodecConfig
 
     try:
-        return CodecConfig(**json.loads(path.read_text()))
-    except (TypeError, json.JSONDecodeError) as error:
+        return CodecConfig(**_read_json(path))
+    except TypeError as error:
         raise ValueError(f"{path} is not a configuration, a JSON object of CodecConfig's fields: {error}") from error
+
+
+def _read_json(path: Path):
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
 
 
 @contextmanager

@@ -137,7 +137,7 @@ def test_tokens_of_another_codec_are_refused_with_both_names(model_dir, tmp_path
         (["decode", ENGLISH, "-m", "MODEL", "-o", "out"], "truncated, damaged or not a token file"),
         (["convert", "l3ac", "EMPTY", "--preset", "l3ac-1kbps", "-o", "out"], "has no encoder.pt"),
         (["convert", "l3ac", "EMPTY", "-o", "out"], "give either --preset NAME"),
-        (["convert", "l3ac", "EMPTY", "-o", "out", "--config", "FILE"], "FILE is not a configuration"),
+        (["convert", "l3ac", "EMPTY", "-o", "out", "--config", "FILE"], "FILE is not JSON"),
         (["convert", "l3ac", "EMPTY", "-o", "out", "--config", "BAD_CONFIG"], "error: latent_dim is 0"),
         (["convert", "l3ac", "EMPTY", "--preset", "1kbps", "-o", "out"], "the presets are: l3ac-0k75bps"),
         (["info", "EMPTY"], "Unrecognized model in EMPTY"),
