@@ -54,9 +54,10 @@ def check_multiply_accumulates(config: CodecConfig, num_frames: int):
     }
 
 
+@pytest.mark.parametrize("num_frames", [7, 37, 95])
 @pytest.mark.parametrize("name", SMALL_CONFIGS)
-def test_multiply_accumulates_are_those_of_every_layer(name):
-    check_multiply_accumulates(small_config(name), num_frames=37)
+def test_multiply_accumulates_are_those_of_every_layer(name, num_frames):
+    check_multiply_accumulates(small_config(name), num_frames=num_frames)
 
 
 @pytest.mark.slow

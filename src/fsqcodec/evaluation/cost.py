@@ -23,6 +23,7 @@ from ..presets import PRESETS
 from .dependence import noise
 
 TURNS = 5
+NUM_COUNTED_WINDOWS = 3  # enough for every layer to have met all kinds: the first, whole ones, a part of one
 
 
 def load_codec_or_preset(name: str, device: str | None = None) -> Codec:
@@ -57,13 +58,13 @@ def multiply_accumulates(config: CodecConfig, seconds: float) -> dict[str, int]:
     num_frames = math.ceil(seconds * config.frame_rate)
     with torch.device("meta"):
         model = CodecModel(config).eval()
-        audio = torch.empty(1, 1, num_frames * config.hop_length)
-        digits = torch.empty(1, num_frames, len(config.quantization_levels))
-    return {
-        "encode": _counted(lambda: model.encode(audio)),
-        # `model.decode` would look at the codes' values first
-        "decode": _counted(lambda: model.decoder(model.quantizer.values_to_features(digits), None)),
-    }
+    num_more_windows = max(0, num_frames // config.attention_window_size - NUM_COUNTED_WINDOWS)
+    num_frames -= num_more_windows * config.attention_window_size
+    counts = _counted(model, num_frames)
+    if num_more_windows:  # each costs the same
+        longer = _counted(model, num_frames + config.attention_window_size)
+        counts = {part: count + num_more_windows * (longer[part] - count) for part, count in counts.items()}
+    return counts
 
 
 def real_time_factors(codec: Codec, seconds: float, turns: int = TURNS) -> dict[str, dict[str, float]]:
@@ -108,11 +109,14 @@ def peak_memory(name: str, seconds: float, device: str | None = None) -> dict[st
 
 
 @torch.no_grad()
-def _counted(function) -> int:
-    """Multiply-accumulates, which torch counts as two operations each. (Of fused attention on a CPU it counts none.)"""
-    with FlopCounterMode(display=False) as counter:
-        function()
-    return counter.get_total_flops() // 2
+def _counted(model: CodecModel, num_frames: int) -> dict[str, int]:
+    """For a model on the meta device. Torch counts two operations for each multiply-accumulate, and of fused attention
+    on a CPU none."""
+    with FlopCounterMode(display=False) as encode:
+        audio_codes = model.encode(torch.empty(1, 1, num_frames * model.config.hop_length, device="meta")).audio_codes
+    with FlopCounterMode(display=False) as decode:  # `model.decode` would look at the codes' values first
+        model.decoder(model.quantizer.indices_to_features(audio_codes[:, 0]), None)
+    return {"encode": encode.get_total_flops() // 2, "decode": decode.get_total_flops() // 2}
 
 
 def _measure_memory(name: str, seconds: float, device: str | None) -> dict[str, int]:
