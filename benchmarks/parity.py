@@ -1,4 +1,4 @@
-"""Tokens and audio of every preset against the original packages: same random weights, same real speech.
+"""Tokens and audio of every original's preset against the original packages: same random weights, same real speech.
 
     python benchmarks/parity.py
 
@@ -10,7 +10,7 @@ import torch
 
 from fsqcodec import CodecConfig, list_presets
 from fsqcodec.audio import read_audio
-from fsqcodec.conversion.originals import OriginalCodec
+from fsqcodec.conversion.originals import ORIGINS, OriginalCodec
 from fsqcodec.conversion.verification import compare_with_original
 
 CLIPS = ("examples/audio/lj_gutenberg.flac", "examples/audio/thorsten_eurasien.flac")
@@ -18,7 +18,7 @@ CLIPS = ("examples/audio/lj_gutenberg.flac", "examples/audio/thorsten_eurasien.f
 
 @torch.inference_mode()
 def main():
-    for name in list_presets():
+    for name in [name for origin in ORIGINS for name in list_presets(origin)]:
         config = CodecConfig.from_preset(name)
         speech = np.concatenate([read_audio(clip, config.sampling_rate) for clip in CLIPS])
         original = OriginalCodec(name.split("-")[0], config)

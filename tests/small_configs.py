@@ -1,15 +1,31 @@
-"""Codecs small enough for a test in milliseconds: one of each kind that the presets come in."""
+"""Codecs small enough for a test in milliseconds: one of each kind that the presets come in, and two more."""
 
 import torch
 from torch import nn
 
 from fsqcodec import CodecConfig, CodecModel
-from fsqcodec.models.convolution import ClipNorm
+from fsqcodec.models.convolution import ClipNorm, RunningNorm
 
 # The original packages have six heads of a quarter of the latents' channels each.
 _SHARED = {"num_attention_heads": 6, "sampling_rate": 16000}
 _L3AC = {**_SHARED, "padding_frames": 1, "quantizer_bound": "tanh", "norm_eps": 1e-8}
 _SQCODEC = {**_SHARED, "quantizer_bound": "fsq", "norm_eps": 2.0**-23}
+_FRAMES = {
+    **_SHARED,
+    "encoder_stem": "frames",
+    "decoder_head": "frames",
+    "padding_frames": 1,
+    "quantizer_bound": "tanh",
+    "norm_eps": 1e-5,
+    "latent_dim": 12,
+    "head_dim": 3,
+    "encoder_hidden_sizes": (16,),
+    "encoder_depths": (2,),
+    "decoder_hidden_sizes": (16,),
+    "decoder_depths": (4,),
+    "attention_window_size": 10,
+    "quantization_levels": (7, 7, 5),
+}
 
 SMALL_CONFIGS = {
     "l3ac-coarse": {  # 18 samples a frame
@@ -78,7 +94,25 @@ SMALL_CONFIGS = {
         "quantization_levels": (9, 7, 5),
         "padding_frames": 15,
     },
+    "frames-plain": {  # as the presets of the family "speech", 8 samples a frame, without attention
+        **_FRAMES,
+        "downsampling_ratios": (8,),
+        "upsampling_ratios": (8,),
+        "transformer_downsampling_ratio": 1,
+        "encoder_transformer_depths": (0, 0),
+        "decoder_transformer_depths": (0, 0),
+    },
+    "frames-attention": {  # 12 samples a frame
+        **_FRAMES,
+        "downsampling_ratios": (6,),
+        "upsampling_ratios": (6,),
+        "transformer_downsampling_ratio": 2,
+        "encoder_transformer_depths": (1, 1),
+        "decoder_transformer_depths": (2, 1),
+    },
 }
+# the originals' decoder without statistics of the clip
+SMALL_CONFIGS["running"] = {**SMALL_CONFIGS["l3ac-coarse"], "enhance_normalization": "running"}
 
 
 def small_config(name: str, **overrides) -> CodecConfig:
@@ -105,7 +139,7 @@ def speech_like_clip(num_samples: int, seed: int = 0) -> torch.Tensor:
 
 @torch.no_grad()
 def randomize(model: CodecModel, seed: int):
-    """Replace every weight, so that none is zero or one, and aim the quantizer at the latents of a clip.
+    """Replace every weight and buffer, so that none is zero or one, and aim the quantizer at the latents of a clip.
 
     Random encoders map all audio to a handful of tokens; the projection before the quantizer is therefore turned to the
     principal axes of the clip's latents, each scaled to unit variance. Audio comes out as loud as speech.
@@ -127,6 +161,9 @@ def randomize(model: CodecModel, seed: int):
             else:
                 limit = parameter[0].numel() ** -0.5
                 uniform(parameter, -limit, limit)
+        if isinstance(module, RunningNorm):
+            uniform(module.running_mean, -0.2, 0.2)
+            uniform(module.running_variance, 0.5, 2.0)
     clip = speech_like_clip(200 * model.config.hop_length)
     latents = model.encode(clip[None, None], output_latents=True).latents[0].T
     _, spread, axes = torch.linalg.svd(latents - latents.mean(dim=0), full_matrices=False)
@@ -136,5 +173,5 @@ def randomize(model: CodecModel, seed: int):
     project_in.bias.copy_(-project_in.weight @ latents.mean(dim=0))
     codes = torch.randint(model.config.codebook_size, (1, 1, 50), generator=generator)
     gain = 0.1 / torch.atanh(model.decode(codes).audio_values.clamp(-0.999, 0.999)).std()
-    model.decoder.to_waveform.weight.mul_(gain)
-    model.decoder.to_waveform.bias.mul_(gain)
+    for parameter in model.decoder.to_waveform.parameters():
+        parameter.mul_(gain)

@@ -30,6 +30,7 @@ PRESET_TABLE = [  # name, sampling_rate, tokens per second, codebook_size, bit/s
     ("sqcodec-12kbps", 16000, "666.67", 250047, "11954.6"),
     ("sqcodec-12kbps-24khz", 24000, "666.67", 250047, "11954.6"),
     ("sqcodec-24kbps-24khz", 24000, "1333.33", 250047, "23909.1"),
+    ("speech-3kbps", 16000, "166.67", 250047, "2988.6"),
 ]
 PRESET_NAMES = [row[0] for row in PRESET_TABLE]
 
@@ -49,7 +50,8 @@ def test_presets_are_listed_in_the_order_of_family_and_rate():
     listed = fsqcodec.list_presets()
     assert [name for name in listed if name in PRESET_NAMES] == PRESET_NAMES
     assert fsqcodec.list_presets("l3ac") == PRESET_NAMES[:4]
-    assert fsqcodec.list_presets(family="sqcodec") == PRESET_NAMES[4:]
+    assert fsqcodec.list_presets(family="sqcodec") == PRESET_NAMES[4:-1]
+    assert fsqcodec.list_presets("speech") == PRESET_NAMES[-1:]
 
 
 def test_listed_presets_can_be_changed_without_changing_the_list():
@@ -59,7 +61,7 @@ def test_listed_presets_can_be_changed_without_changing_the_list():
 
 @pytest.mark.parametrize("family", ["encodec", "", "l3", "l3ac-1kbps"])
 def test_unknown_family_is_refused_with_the_known_ones(family):
-    with pytest.raises(ValueError, match=f"no family '{family}'.*l3ac, sqcodec"):
+    with pytest.raises(ValueError, match=f"no family '{family}'.*l3ac, sqcodec, speech"):
         fsqcodec.list_presets(family)
 
 
@@ -139,10 +141,11 @@ INT_FIELDS = [
     "padding_frames",
 ]
 LIST_FIELDS = [name for name in OWN_FIELDS if isinstance(getattr(CodecConfig, name, None), tuple)]
+CHOICE_FIELDS = ["encoder_stem", "decoder_head", "enhance_normalization", "quantizer_bound"]
 
 
 def test_every_field_is_covered_by_the_validation_tests():
-    assert {*INT_FIELDS, *LIST_FIELDS, "quantizer_bound", "norm_eps"} == set(OWN_FIELDS)
+    assert {*INT_FIELDS, *LIST_FIELDS, *CHOICE_FIELDS, "norm_eps"} == set(OWN_FIELDS)
 
 
 @pytest.mark.parametrize("name", INT_FIELDS)
@@ -201,6 +204,26 @@ INCONSISTENT = {
     "eps-zero": ({"norm_eps": 0.0}, "norm_eps is 0.0: it must lie between 0 and 1"),
     "eps-negative": ({"norm_eps": -1e-6}, "norm_eps is -1e-06: it must lie between 0 and 1"),
     "eps-nan": ({"norm_eps": float("nan")}, "norm_eps is nan: it must lie between 0 and 1"),
+    "frames-stem": (
+        {"encoder_stem": "frames"},
+        r"downsampling_ratios is \(6, 5, 3\): with encoder_stem 'frames' it needs one number",
+    ),
+    "frames-stem-depths": (
+        {"encoder_stem": "frames", "downsampling_ratios": (90,), "encoder_hidden_sizes": (24,)},
+        r"encoder_depths is \(1, 1, 1, 2\): with encoder_stem 'frames' it needs one number",
+    ),
+    "frames-head-sizes": (
+        {"decoder_head": "frames", "upsampling_ratios": (90,)},
+        r"decoder_hidden_sizes is \(512, 256, 96, 48, 24\): with decoder_head 'frames' it needs one number",
+    ),
+    "frames-head-odd": (
+        {"decoder_head": "frames", "upsampling_ratios": (45,), "decoder_hidden_sizes": (8,), "decoder_depths": (1,)},
+        r"upsampling_ratios is \(45,\): with decoder_head 'frames' it needs an even number of 4 or more",
+    ),
+    "frames-head-short": (
+        {"decoder_head": "frames", "upsampling_ratios": (2,), "decoder_hidden_sizes": (8,), "decoder_depths": (1,)},
+        r"upsampling_ratios is \(2,\): with decoder_head 'frames' it needs an even number of 4 or more",
+    ),
     "codebook": ({"quantization_levels": (2,) * 63}, "make 9223372036854775808 codes: indices are int64"),
 }
 
@@ -230,7 +253,9 @@ def test_lists_of_another_type_are_refused(name, value):
         CodecConfig(**{name: value})
 
 
-@pytest.mark.parametrize("fields", [{"quantizer_bound": "sigmoid"}, {"norm_eps": 1}, {"norm_eps": "1e-8"}], ids=str)
+@pytest.mark.parametrize(
+    "fields", [*({name: "other"} for name in CHOICE_FIELDS), {"norm_eps": 1}, {"norm_eps": "1e-8"}], ids=str
+)
 def test_other_fields_of_another_type_are_refused(fields):
     with pytest.raises(StrictDataclassFieldValidationError, match=next(iter(fields))):
         CodecConfig(**fields)
@@ -384,9 +409,11 @@ def test_audio_of_a_frame_hears_the_whole_clip_through_its_statistics():
 
 def check_encoder_context(model: CodecModel):
     """The last frame of a block depends on the first sample the property allows, and on none before it; the next
-    frame, first of its block, on a block less."""
+    frame, first of its block, on a block less if there is attention."""
     config = model.config
-    last = (sum(config.encoder_transformer_depths) + 2) * config.attention_window_size - 1
+    num_layers = sum(config.encoder_transformer_depths)
+    last = (num_layers + 2) * config.attention_window_size - 1
+    frames_less = config.attention_window_size - 1 if num_layers else 0
     generator = torch.Generator().manual_seed(0)
     num_samples = (last + 2) * config.hop_length + config.encoder_lookahead_samples
     loudness = torch.linspace(0.9, 0.05, num_samples, dtype=torch.float64)  # of each trend pool the first is loudest
@@ -394,7 +421,7 @@ def check_encoder_context(model: CodecModel):
     audio = (loudness * signs)[None, None].requires_grad_()
     latents = model.encode(audio, output_latents=True).latents[0].T
     directions = torch.randn(latents.shape, dtype=torch.float64, generator=generator)
-    for frame, unheard_frames in ((last, 0), (last + 1, config.attention_window_size - 1)):
+    for frame, unheard_frames in ((last, 0), (last + 1, frames_less)):
         (gradient,) = torch.autograd.grad(latents[frame] @ directions[frame], audio, retain_graph=True)
         context = config.encoder_context_samples - unheard_frames * config.hop_length
         assert gradient[0, 0].nonzero().min() == frame * config.hop_length - context

@@ -52,7 +52,7 @@ def run_without_the_package(folder, resaved_folder, output_file, modules_cache) 
     return torch.load(output_file)
 
 
-@pytest.mark.parametrize("name, num_generations", [("l3ac-coarse", 2), ("sqcodec-fine", 1)])
+@pytest.mark.parametrize("name, num_generations", [("l3ac-coarse", 2), ("sqcodec-fine", 1), ("frames-plain", 1)])
 @torch.no_grad()
 def test_folder_works_where_the_package_is_not_installed_and_so_does_a_copy_made_there(tmp_path, name, num_generations):
     model = small_model(name)

@@ -360,6 +360,9 @@ def gradients_of_a_step(model: CodecModel, clip: torch.Tensor) -> dict:
     return {key: parameter.grad.clone() for key, parameter in model.named_parameters()}
 
 
+BLOCKS_NOT_IN = {"frames-plain": {"LocalTransformerLayer", "SnakeUnit"}, "frames-attention": {"SnakeUnit"}}
+
+
 @KINDS
 @pytest.mark.parametrize("method", ["gradient_checkpointing_enable", "activation_checkpointing_enable"])
 def test_gradient_checkpointing_recomputes_blocks_and_leaves_gradients_as_they_are(name, method):
@@ -374,7 +377,8 @@ def test_gradient_checkpointing_recomputes_blocks_and_leaves_gradients_as_they_a
         num_calls += 1
 
     blocks = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
-    assert {type(block).__name__ for block in blocks} == {"ConvUnit", "LocalTransformerLayer", "SnakeUnit"}
+    expected = {"ConvUnit", "LocalTransformerLayer", "SnakeUnit"} - BLOCKS_NOT_IN.get(name, set())
+    assert {type(block).__name__ for block in blocks} == expected
     for block in blocks:
         next(block.children()).register_forward_hook(count)  # the recomputation passes by the block's own hooks
     expected = gradients_of_a_step(model, clip)

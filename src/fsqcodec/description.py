@@ -51,8 +51,9 @@ def _config_rows(config: CodecConfig) -> Iterator[tuple[str, str]]:
     yield "decoder look-ahead", _samples_and_milliseconds(config.decoder_lookahead_samples, config)
     yield "encoder look-back", _samples_and_milliseconds(config.encoder_context_samples, config)
     yield "decoder look-back", _samples_and_milliseconds(config.decoder_context_samples, config)
-    window_seconds = config.attention_window_size / config.frame_rate
-    yield "attention window", f"{config.attention_window_size} frames ({window_seconds:.2f} s)"
+    if config.has_attention:
+        window_seconds = config.attention_window_size / config.frame_rate
+        yield "attention window", f"{config.attention_window_size} frames ({window_seconds:.2f} s)"
 
 
 def _samples_and_milliseconds(num_samples: int, config: CodecConfig) -> str:

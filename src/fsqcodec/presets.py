@@ -7,7 +7,8 @@ FAMILIES = list(dict.fromkeys(name.split("-")[0] for name in PRESETS))
 
 
 def list_presets(family: str | None = None) -> list[str]:
-    """Names that `from_preset` of a configuration knows: all, or those of one family ("l3ac", "sqcodec").
+    """Names that `from_preset` of a configuration knows: all, or those of one family: "l3ac" and "sqcodec", which have
+    originals to convert, or "speech", codecs of our own.
 
     Raises `ValueError` for an unknown family.
     """

@@ -17,6 +17,7 @@ from .originals import ORIGINS
 from .verification import verify_conversion
 
 HUB_VERSIONS = {"l3ac": "v1", "sqcodec": "v0"}  # of the published weights
+ORIGINALS_DESIGN = {"encoder_stem": "trend", "decoder_head": "upsampling", "enhance_normalization": "clip"}
 
 
 def convert_checkpoint(
@@ -46,7 +47,8 @@ def convert_checkpoint(
         The output folder.
 
     Raises:
-        ValueError: an unknown origin or preset, a preset of another family, both or none of preset and config.
+        ValueError: an unknown origin or preset, a preset of another family, both or none of preset and config, a config
+            that no original can have.
         CheckpointError: (a ValueError) missing, unexpected, misshapen or non-finite tensors, a damaged or foreign file.
         FileNotFoundError: a source that is neither a folder nor a repository id.
         FileExistsError: an output folder with something in it.
@@ -60,6 +62,9 @@ def convert_checkpoint(
         config = CodecConfig.from_preset(preset)
         if not preset.startswith(f"{origin}-"):
             raise ValueError(f"preset {preset!r} is not of the family {origin!r}")
+    for name, value in ORIGINALS_DESIGN.items():
+        if getattr(config, name) != value:
+            raise ValueError(f"{name} is {getattr(config, name)!r}: checkpoints of {origin!r} have {value!r}")
     output_dir = Path(output_dir)
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
         raise FileExistsError(f"{output_dir} exists and is not empty: convert into a new folder")

@@ -19,7 +19,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from ..evaluation.cost import multiply_accumulates
 from ..models.configuration_codec import CodecConfig
 from ..models.modeling_codec import CodecModel
-from ..presets import FAMILIES, PRESETS, list_presets
+from ..presets import PRESETS, list_presets
 
 CARD_NAME = "README.md"
 TEMPLATE = Path(__file__).parent / "card.md.jinja"
@@ -68,12 +68,14 @@ def model_card(target: str | os.PathLike, summary: dict | None = None, codec: st
             fits, or whose codec has other sizes or other weights.
     """
     target, evaluation = os.fspath(target), None
-    if target in FAMILIES:
+    if target in ORIGINS:
         if summary is not None:
             raise ValueError(f"{target} is a family, an evaluation is of one model: name a preset or a folder")
         configs = {preset: CodecConfig.from_preset(preset) for preset in list_presets(target)}
         return _render(configs, Provenance(ORIGINS[target].name, target, published=True), presets=list(configs))
     if target in PRESETS:
+        if target.split("-")[0] not in ORIGINS:
+            raise ValueError(f"{target} has no published weights: name the folder of a model that was trained")
         config = CodecConfig.from_preset(target)
         provenance = Provenance(target, target.split("-")[0], published=True)
         if summary is not None:
@@ -82,7 +84,7 @@ def model_card(target: str | os.PathLike, summary: dict | None = None, codec: st
     folder = Path(target)
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(
-            f"{target} is no preset (`fsqcodec info` lists them), no family ({', '.join(FAMILIES)}) and no folder that "
+            f"{target} is no preset (`fsqcodec info` lists them), no family ({', '.join(ORIGINS)}) and no folder that "
             "has a config.json"
         )
     config = _folder_config(folder)
@@ -104,12 +106,12 @@ def converted_model_card(family: str, preset: str | None, config: CodecConfig, v
 
 
 def write_all_cards(folder: str | os.PathLike) -> list[Path]:
-    """Write the cards of all families and presets to `<name>.md` in `folder`, with the figures of its
+    """Write the cards of all originals and their presets to `<name>.md` in `folder`, with the figures of its
     `evaluation/<preset>.json` where there is one, and return their paths."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     cards = []
-    for name in (*FAMILIES, *list_presets()):
+    for name in (*ORIGINS, *(preset for family in ORIGINS for preset in list_presets(family))):
         evaluation = folder / "evaluation" / f"{name}.json"
         summary = json.loads(evaluation.read_text()) if evaluation.is_file() else None
         cards.append(folder / f"{name}.md")
@@ -148,7 +150,7 @@ class Provenance:
         card = ModelCard.load(folder / CARD_NAME)
         title = re.search(r"^# (.+)$", card.text, re.MULTILINE)
         verification = re.search(rf"^.*{VERIFICATION}.*$", card.text, re.MULTILINE)
-        family = next((family for family in FAMILIES if verification and family in (card.data.tags or [])), None)
+        family = next((family for family in ORIGINS if verification and family in (card.data.tags or [])), None)
         return cls(
             title[1] if title else name,
             family,
@@ -324,7 +326,11 @@ def _facts(fields: str) -> dict[str, str]:
         "bits per second": f"{config.bitrate:.1f}",
         "encoder look-ahead": _samples_and_milliseconds(config.encoder_lookahead_samples, config),
         "decoder look-ahead": _samples_and_milliseconds(config.decoder_lookahead_samples, config),
-        "attention window": f"{window} tokens ({window / config.frame_rate:.2f} s)",
+        **(
+            {"attention window": f"{window} tokens ({window / config.frame_rate:.2f} s)"}
+            if config.has_attention
+            else {}
+        ),
         "parameters": f"{num_parameters['all']:,}",
         "of these in encoder, decoder": f"{num_parameters['encoder']:,}, {num_parameters['decoder']:,}",
         f"multiply-accumulates to encode {COUNTED_SECONDS:g} s": f"{counts['encode'] / 1e9:.2f} G",

@@ -1,4 +1,4 @@
-"""CodecConfig: the architecture of L3AC and SQCodec in numbers, rates derived from them, and presets by name."""
+"""CodecConfig: the architecture of L3AC, SQCodec and our own codecs in numbers, rates derived from them, presets."""
 
 import math
 from typing import Literal
@@ -19,7 +19,8 @@ TAIL_DILATIONS = (1, 3, 9)
 @strict
 class CodecConfig(PreTrainedConfig):
     r"""
-    Configuration of [`CodecModel`]: L3AC and SQCodec (https://arxiv.org/abs/2504.04949) are two settings of it.
+    Configuration of [`CodecModel`]: L3AC and SQCodec (https://arxiv.org/abs/2504.04949) are two settings of it, codecs
+    that work on frames are a third.
 
     Rates follow from the fields and are properties: `hop_length`, `frame_rate`, `codebook_size`, `bitrate`, ...
 
@@ -29,6 +30,13 @@ class CodecConfig(PreTrainedConfig):
     Args:
         sampling_rate (`int`): Hz, of the audio that goes in and comes out.
         latent_dim (`int`): channels of the latents and of both transformers.
+        encoder_stem (`str`): what the encoder begins with. "trend" (the originals) hears the waveform and its envelopes
+            at the full rate, and stages follow that lower it. "frames" takes windows of three hops, a hop being the one
+            number in `downsampling_ratios`, to the rate of all that follows; `encoder_hidden_sizes` and
+            `encoder_depths` have one number too.
+        decoder_head (`str`): what the decoder ends with. "upsampling" (the originals) are stages up to the full rate
+            and convolutions there. "frames" makes overlapping windows of two hops, a hop being the one number in
+            `upsampling_ratios`, even and 4 or more; `decoder_hidden_sizes` and `decoder_depths` have one number too.
         downsampling_ratios (`list[int]`): strides of the encoder's convolutions, first to last.
         encoder_hidden_sizes (`list[int]`): channels of each encoder stage and after the last one.
         encoder_depths (`list[int]`): convolution units of each encoder stage and after the last one.
@@ -36,10 +44,13 @@ class CodecConfig(PreTrainedConfig):
             `downsampling_ratios`, their number does not have to.
         decoder_hidden_sizes (`list[int]`): channels of each decoder stage and of the full-rate tail.
         decoder_depths (`list[int]`): convolution units of each decoder stage.
+        enhance_normalization (`str`): what the enhance blocks of the decoder's stages normalise by: "clip" (the
+            originals), the statistics of the clip, or "running", constants that training has measured.
         transformer_downsampling_ratio (`int`): how many steps of the convolutions make one frame (one token).
         encoder_transformer_depths (`list[int]`): layers at the rate of the convolutions, layers at the frame rate.
         decoder_transformer_depths (`list[int]`): layers at the frame rate, layers at the rate of the convolutions.
         attention_window_size (`int`): frames of a block; a query sees its own block's past and the whole block before.
+            Of no effect where all transformer depths are 0, as are the two fields that follow.
         num_attention_heads (`int`): of every transformer layer.
         head_dim (`int`): channels of a head.
         quantization_levels (`list[int]`): levels of each dimension of the quantizer.
@@ -50,7 +61,7 @@ class CodecConfig(PreTrainedConfig):
     """
 
     model_type = "codec"
-    token_fields = (  # what tokens depend on, beside the weights of encoder and quantizer
+    token_fields = (  # what tokens depend on, beside the weights of encoder and quantizer, whose names tell the stem
         "sampling_rate",
         "downsampling_ratios",
         "transformer_downsampling_ratio",
@@ -64,12 +75,15 @@ class CodecConfig(PreTrainedConfig):
 
     sampling_rate: int = 16000
     latent_dim: int = 128
+    encoder_stem: Literal["trend", "frames"] = "trend"
+    decoder_head: Literal["upsampling", "frames"] = "upsampling"
     downsampling_ratios: list[int] | tuple[int, ...] = (6, 5, 3)
     encoder_hidden_sizes: list[int] | tuple[int, ...] = (24, 48, 96, 192)
     encoder_depths: list[int] | tuple[int, ...] = (1, 1, 1, 2)
     upsampling_ratios: list[int] | tuple[int, ...] = (5, 3, 3, 2)
     decoder_hidden_sizes: list[int] | tuple[int, ...] = (512, 256, 96, 48, 24)
     decoder_depths: list[int] | tuple[int, ...] = (3, 3, 2, 1)
+    enhance_normalization: Literal["clip", "running"] = "clip"
     transformer_downsampling_ratio: int = 3
     encoder_transformer_depths: list[int] | tuple[int, ...] = (1, 2)
     decoder_transformer_depths: list[int] | tuple[int, ...] = (3, 2)
@@ -97,8 +111,21 @@ class CodecConfig(PreTrainedConfig):
             numbers = value if isinstance(value, (list, tuple)) else [value]
             if not isinstance(value, (str, float)) and (not numbers or min(numbers) < lowest):
                 raise ValueError(f"{name} is {value}: it needs at least one number, none below {lowest}")
-        self._validate_stages("downsampling_ratios", "encoder_hidden_sizes", "encoder_depths", units_after_last_stage=1)
-        self._validate_stages("upsampling_ratios", "decoder_hidden_sizes", "decoder_depths", units_after_last_stage=0)
+        encoder_fields = "downsampling_ratios", "encoder_hidden_sizes", "encoder_depths"
+        if self.encoder_stem == "frames":
+            self._validate_frames("encoder_stem", *encoder_fields)
+        else:
+            self._validate_stages(*encoder_fields, units_after_last_stage=1)
+        decoder_fields = "upsampling_ratios", "decoder_hidden_sizes", "decoder_depths"
+        if self.decoder_head == "frames":
+            self._validate_frames("decoder_head", *decoder_fields)
+            if self.upsampling_ratios[0] % 2 or self.upsampling_ratios[0] < 4:
+                raise ValueError(
+                    f"upsampling_ratios is {tuple(self.upsampling_ratios)}: with decoder_head 'frames' it needs an "
+                    "even number of 4 or more, as frames overlap by half of it on each side"
+                )
+        else:
+            self._validate_stages(*decoder_fields, units_after_last_stage=0)
         if math.prod(self.downsampling_ratios) != math.prod(self.upsampling_ratios):
             raise ValueError(
                 f"downsampling_ratios {tuple(self.downsampling_ratios)} and upsampling_ratios "
@@ -120,6 +147,14 @@ class CodecConfig(PreTrainedConfig):
             if len(getattr(self, name)) != expected:
                 raise ValueError(
                     f"{name} has {len(getattr(self, name))} numbers, {ratios} has {num_stages}: {name} needs {expected}"
+                )
+
+    def _validate_frames(self, part: str, *names: str):
+        for name in names:
+            if len(getattr(self, name)) != 1:
+                raise ValueError(
+                    f"{name} is {tuple(getattr(self, name))}: with {part} 'frames' it needs one number, as there is "
+                    "only one rate"
                 )
 
     def _validate_transformers(self):
@@ -172,21 +207,35 @@ class CodecConfig(PreTrainedConfig):
         return self.padding_frames * self.hop_length
 
     @property
+    def has_attention(self) -> bool:
+        """Whether there is any transformer layer."""
+        return any((*self.encoder_transformer_depths, *self.decoder_transformer_depths))
+
+    @property
+    def normalizes_over_clip(self) -> bool:
+        """Whether decoded audio depends on statistics of the whole clip, through the decoder's enhance blocks."""
+        return self.decoder_head == "upsampling" and self.enhance_normalization == "clip"
+
+    @property
     def encoder_lookahead_samples(self) -> int:
         """Samples after a frame's last one that its token depends on (the transformer is causal)."""
         unit_context = UNIT_KERNEL_SIZE // 2
-        lookahead = 2 * (max(TREND_KERNEL_SIZES) // 2) + TREND_CONV_KERNEL_SIZE // 2
-        step = 1
-        for ratio, depth in zip(self.downsampling_ratios, self.encoder_depths):
-            lookahead += depth * unit_context * step
-            step *= ratio
+        if self.encoder_stem == "frames":
+            lookahead = step = self.downsampling_ratios[0]
+        else:
+            lookahead = 2 * (max(TREND_KERNEL_SIZES) // 2) + TREND_CONV_KERNEL_SIZE // 2
+            step = 1
+            for ratio, depth in zip(self.downsampling_ratios, self.encoder_depths):
+                lookahead += depth * unit_context * step
+                step *= ratio
         return lookahead + (self.encoder_depths[-1] * unit_context + LATENT_KERNEL_SIZE // 2) * step
 
     @property
     def decoder_lookahead_samples(self) -> int:
         """Samples after a frame's last one whose tokens its audio depends on, through the convolutions: whole frames.
 
-        The enhance blocks normalise over the whole clip: beside this, the audio depends on the clip's statistics.
+        With `decoder_head` "upsampling" and `enhance_normalization` "clip" the audio depends on the whole clip's
+        statistics beside this.
         """
         last_step = self.transformer_downsampling_ratio - 1 + self._decoder_convolution_steps
         return _last_interpolated(last_step, self.transformer_downsampling_ratio) * self.hop_length
@@ -206,7 +255,7 @@ class CodecConfig(PreTrainedConfig):
     def decoder_context_samples(self) -> int:
         """Samples before a frame's first one whose tokens its audio depends on at most: whole frames.
 
-        As for `decoder_lookahead_samples`, the clip's statistics come on top.
+        As for `decoder_lookahead_samples`, the clip's statistics may come on top.
         """
         ratio, window_size = self.transformer_downsampling_ratio, self.attention_window_size
         num_frame_layers, num_fine_layers = self.decoder_transformer_depths
@@ -223,7 +272,7 @@ class CodecConfig(PreTrainedConfig):
         """Seconds from the moment a sample goes in to the moment it can come out, if computing took no time and the
         decoder makes whole frames: one frame, until the last sample of it is there, and both look-aheads.
 
-        The decoder's statistics of the whole clip are not counted: a stream has to do without them.
+        Statistics of the whole clip, where the decoder uses them, are not counted: a stream has to do without them.
         """
         num_samples = self.hop_length + self.encoder_lookahead_samples + self.decoder_lookahead_samples
         return num_samples / self.sampling_rate
@@ -232,6 +281,8 @@ class CodecConfig(PreTrainedConfig):
     def _decoder_convolution_steps(self) -> int:
         """Steps of the transformer's output, at the rate of the convolutions, that a frame's audio depends on after the
         frame's own, and as many before."""
+        if self.decoder_head == "frames":
+            return 1 + self.decoder_depths[0] * (UNIT_KERNEL_SIZE // 2) + LATENT_KERNEL_SIZE // 2
         enhance_context = max(
             2 * (kernel_size // 2) + TREND_CONV_KERNEL_SIZE // 2 * enhance_dilation(kernel_size)
             for kernel_size in ENHANCE_KERNEL_SIZES
@@ -244,7 +295,7 @@ class CodecConfig(PreTrainedConfig):
 
     @classmethod
     def from_preset(cls, name: str, **overrides) -> "CodecConfig":
-        """The configuration of a published model, by a name of `fsqcodec.list_presets()`.
+        """The configuration of a published model or of one of our own, by a name of `fsqcodec.list_presets()`.
 
         `overrides` replace single fields. Raises `ValueError` for an unknown name.
         """
@@ -286,9 +337,9 @@ _KNOWN_EXTRAS = {  # what Transformers itself passes to a configuration, beside 
 }
 
 
-# What the two families share at every rate, and each preset's own numbers, from the configurations that come with the
-# original packages l3ac 1.0 and sq_codec 0.0.1 (the latter's file for 12 kbit/s at 24 kHz says 16000 Hz; the table its
-# authors publish says 24000).
+# What the families share at every rate, and each preset's own numbers. Those of L3AC and SQCodec are from the
+# configurations that come with the original packages l3ac 1.0 and sq_codec 0.0.1 (the latter's file for 12 kbit/s at
+# 24 kHz says 16000 Hz; the table its authors publish says 24000).
 
 _L3AC = {
     "latent_dim": 128,
@@ -323,6 +374,19 @@ _SQCODEC_HIGH_RATE = {
     "transformer_downsampling_ratio": 1,
     "encoder_transformer_depths": (0, 3),
     "decoder_transformer_depths": (3, 0),
+}
+_SPEECH = {
+    "latent_dim": 32,
+    "encoder_stem": "frames",
+    "decoder_head": "frames",
+    "encoder_hidden_sizes": (256,),
+    "encoder_depths": (4,),
+    "decoder_hidden_sizes": (256,),
+    "decoder_depths": (6,),
+    "encoder_transformer_depths": (0, 0),
+    "decoder_transformer_depths": (0, 0),
+    "quantizer_bound": "tanh",
+    "norm_eps": 1e-5,
 }
 _7_LEVELS = (7, 7, 7, 7, 7, 7)
 _9_AND_7_LEVELS = (9, 9, 9, 7, 7, 7)
@@ -369,4 +433,5 @@ PRESETS = {
     "sqcodec-24kbps-24khz": _sqcodec(
         _SQCODEC_HIGH_RATE, (6, 3), (3, 3, 2), 1, 600, _9_AND_7_LEVELS, sampling_rate=24000
     ),
+    "speech-3kbps": {**_SPEECH, **_rate((96,), (96,), 1, 1, _9_AND_7_LEVELS)},
 }

@@ -7,6 +7,7 @@ alone: zeros.
 """
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
@@ -94,7 +95,7 @@ def trend_pool(signal: torch.Tensor, kernel_size: int, mask: torch.Tensor | None
 
 
 class TrendStem(nn.Module):
-    """The encoder's first block: waveform and envelopes at five widths, mixed point by point."""
+    """The originals' first block: waveform and envelopes at five widths, mixed point by point."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -105,13 +106,13 @@ class TrendStem(nn.Module):
         self.contract = nn.Linear(4 * trend_size, channels)
         self.skip = nn.Linear(1, channels, bias=False)
 
-    def forward(self, signal: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """`(batch, num_samples, 1)` to `(batch, num_samples, channels)`."""
+    def forward(self, signal: torch.Tensor, mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """`(batch, num_samples, 1)` and its mask to `(batch, num_samples, channels)` and its mask."""
         row_mask = None if mask is None else mask.transpose(1, 2)
         rows = signal.transpose(1, 2)
         trends = torch.cat([trend_pool(rows, kernel_size, row_mask) for kernel_size in TREND_KERNEL_SIZES], dim=1)
         trends = self.trends(trends.transpose(1, 2))
-        return in_tiles(self._mix, trends, self.expand.out_features) + self.skip(signal)
+        return in_tiles(self._mix, trends, self.expand.out_features) + self.skip(signal), mask
 
     def _mix(self, trends: torch.Tensor) -> torch.Tensor:
         return self.contract(F.gelu(self.expand(trends)))
@@ -146,16 +147,75 @@ class ClipNorm(nn.Module):
         return mean, variance
 
 
-class TrendEnhance(nn.Module):
-    """The decoder's enhance block: scales every channel by what the envelopes of the first one say."""
+class RunningNorm(ClipNorm):
+    """Batch norm (Ioffe and Szegedy 2015, https://arxiv.org/abs/1502.03167) over the steps that belong to clips.
 
-    def __init__(self, channels: int):
+    In training the statistics are those of the batch, over all processes where `torch.distributed` is initialised, and
+    follow into buffers. In evaluation mode they are these buffers: constants, so that nothing depends on the clip.
+    The parameters are those of `ClipNorm`, which a model can be moved from: with `momentum` 1 a batch in training mode
+    sets the buffers to its statistics.
+    """
+
+    momentum = 0.1  # weight of a batch in the buffers, that of torch's batch norms
+
+    def __init__(self, channels: int, eps: float = 1e-5):
+        super().__init__(channels, eps)
+        self.register_buffer("running_mean", torch.zeros(channels, 1))
+        self.register_buffer("running_variance", torch.ones(channels, 1))
+
+    def reset_parameters(self):
+        super().reset_parameters()
+        if hasattr(self, "running_mean"):
+            init.zeros_(self.running_mean)
+            init.ones_(self.running_variance)
+
+    def statistics(self, x: torch.Tensor, mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and variance, `(channels, 1)`."""
+        if not self.training:
+            return at_least_float32(self.running_mean), at_least_float32(self.running_variance)
+        num_steps = x.shape[0] * x.shape[-1] if mask is None else mask.sum()
+        num_steps = _sum_of_processes(torch.as_tensor(num_steps, dtype=x.dtype, device=x.device))
+        mean = _sum_of_processes(zero_padding(x, mask).sum(dim=(0, 2)).unsqueeze(-1)) / num_steps
+        variance = _sum_of_processes(zero_padding(x - mean, mask).square().sum(dim=(0, 2)).unsqueeze(-1)) / num_steps
+        with torch.no_grad():
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+            self.running_variance.lerp_(variance.to(self.running_variance.dtype), self.momentum)
+        return mean, variance
+
+
+def _sum_of_processes(x: torch.Tensor) -> torch.Tensor:
+    return _AllReduce.apply(x) if dist.is_available() and dist.is_initialized() else x
+
+
+class _AllReduce(torch.autograd.Function):
+    """The sum over processes. Every process's result depends on every process's input, so gradients are summed too:
+    they are those of the sum of all processes' losses."""
+
+    @staticmethod
+    def forward(ctx, x: torch.Tensor) -> torch.Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
+        return _AllReduce.apply(gradient.contiguous())
+
+
+ENHANCE_NORMS = {"clip": ClipNorm, "running": RunningNorm}
+
+
+class TrendEnhance(nn.Module):
+    """The decoder's enhance block: scales every channel by what the envelopes of the first one say, normalised over the
+    clip or by constants (`CodecConfig.enhance_normalization`)."""
+
+    def __init__(self, channels: int, normalization: str):
         super().__init__()
         self.trends = nn.ModuleList(
             nn.Conv1d(1, 1, TREND_CONV_KERNEL_SIZE, padding="same", dilation=enhance_dilation(kernel_size))
             for kernel_size in ENHANCE_KERNEL_SIZES
         )
-        self.norm = ClipNorm(len(ENHANCE_KERNEL_SIZES))
+        self.norm = ENHANCE_NORMS[normalization](len(ENHANCE_KERNEL_SIZES))
         self.to_gain = nn.Linear(len(ENHANCE_KERNEL_SIZES), channels)
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
@@ -169,6 +229,19 @@ class TrendEnhance(nn.Module):
         return torch.addcmul(x, x, gain)
 
 
+class ScaledLinear(nn.Linear):
+    """`nn.Linear` whose weights start at `gain` times those that torch starts with."""
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, gain: float = 1.0):
+        self.gain = gain
+        super().__init__(in_features, out_features, bias)
+
+    def reset_parameters(self):
+        limit = self.gain * self.in_features**-0.5
+        for parameter in self.parameters():
+            init.uniform_(parameter, -limit, limit)
+
+
 class ConvUnit(GradientCheckpointingLayer):
     """Residual unit: depth-wise convolution over time, then an MLP over channels with u + sin(u)^2 between its layers.
 
@@ -176,14 +249,16 @@ class ConvUnit(GradientCheckpointingLayer):
     whose norm runs over time and channels together: its ratio of the norm to its own mean is 1 (up to 1e-7), which
     leaves the point-wise affine (1 + gamma) h + beta. `a`, gamma and beta are constants between two linear layers, and
     the conversion folds them into these.
+
+    `start_gain` scales what a new unit adds to its input.
     """
 
-    def __init__(self, channels: int, norm_eps: float):
+    def __init__(self, channels: int, norm_eps: float, start_gain: float = 1.0):
         super().__init__()
         self.depthwise = Conv1d(channels, channels, UNIT_KERNEL_SIZE, groups=channels)
         self.norm = nn.LayerNorm(channels, eps=norm_eps)
         self.expand = nn.Linear(channels, 4 * channels)
-        self.contract = nn.Linear(4 * channels, channels)
+        self.contract = ScaledLinear(4 * channels, channels, gain=start_gain)
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """`(batch, num_steps, channels)` to the same shape."""

@@ -1,4 +1,4 @@
-"""CodecModel: the codecs L3AC and SQCodec (https://arxiv.org/abs/2504.04949), one architecture.
+"""CodecModel: the codecs L3AC and SQCodec (https://arxiv.org/abs/2504.04949) and our own, one architecture.
 
 waveform -> convolutions -> local transformer -> scalar quantizer -> local transformer -> convolutions -> waveform
 
@@ -23,9 +23,12 @@ from .convolution import (
     TrendStem,
     upsample_linear,
 )
+from .frames import FrameHead, FrameStem
 from .local_attention import DownsamplingTransformer, UpsamplingTransformer
 from .padding import ceil_to_multiple, right_padding_mask, zero_padding
 from .quantization import FiniteScalarQuantizer
+
+FRAMES_UNIT_START_GAIN = 0.1  # deep stacks of units at one rate learn fast and steadily from near the identity
 
 
 @dataclass
@@ -97,19 +100,23 @@ class CodecEncoder(nn.Module):
     def __init__(self, config: CodecConfig):
         super().__init__()
         sizes = config.encoder_hidden_sizes
-        self.stem = TrendStem(sizes[0])
+        on_frames = config.encoder_stem == "frames"
+        self.stem = FrameStem(sizes[0], config.downsampling_ratios[0]) if on_frames else TrendStem(sizes[0])
         self.stages = nn.ModuleList(
             EncoderStage(in_channels, out_channels, depth, ratio, config.norm_eps)
             for in_channels, out_channels, depth, ratio in zip(
                 sizes[:-1], sizes[1:], config.encoder_depths, config.downsampling_ratios
             )
         )
-        self.units = nn.ModuleList(ConvUnit(sizes[-1], config.norm_eps) for _ in range(config.encoder_depths[-1]))
+        start_gain = FRAMES_UNIT_START_GAIN if on_frames else 1.0
+        self.units = nn.ModuleList(
+            ConvUnit(sizes[-1], config.norm_eps, start_gain) for _ in range(config.encoder_depths[-1])
+        )
         self.to_latents = Conv1d(sizes[-1], config.latent_dim, LATENT_KERNEL_SIZE)
         self.transformer = DownsamplingTransformer(config)
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        x = self.stem(x, mask)
+        x, mask = self.stem(x, mask)
         for stage in self.stages:
             x, mask = stage(x, mask)
         for unit in self.units:
@@ -120,11 +127,13 @@ class CodecEncoder(nn.Module):
 class DecoderStage(nn.Module):
     """Convolution units at one rate, the enhance block, then up to the next rate."""
 
-    def __init__(self, in_channels: int, out_channels: int, depth: int, ratio: int, norm_eps: float):
+    def __init__(
+        self, in_channels: int, out_channels: int, depth: int, ratio: int, norm_eps: float, enhance_normalization: str
+    ):
         super().__init__()
         self.ratio = ratio
         self.units = nn.ModuleList(ConvUnit(in_channels, norm_eps) for _ in range(depth))
-        self.enhance = TrendEnhance(in_channels)
+        self.enhance = TrendEnhance(in_channels, enhance_normalization)
         self.project = nn.Linear(in_channels, out_channels)
         self.norm = nn.LayerNorm(out_channels, eps=norm_eps)
 
@@ -146,8 +155,15 @@ class CodecDecoder(nn.Module):
         self.steps_per_frame = config.transformer_downsampling_ratio
         self.transformer = UpsamplingTransformer(config)
         self.from_latents = Conv1d(config.latent_dim, sizes[0], LATENT_KERNEL_SIZE)
+        self.on_frames = config.decoder_head == "frames"
+        if self.on_frames:
+            self.units = nn.ModuleList(
+                ConvUnit(sizes[0], config.norm_eps, FRAMES_UNIT_START_GAIN) for _ in range(config.decoder_depths[0])
+            )
+            self.to_waveform = FrameHead(sizes[0], config.upsampling_ratios[0])
+            return
         self.stages = nn.ModuleList(
-            DecoderStage(in_channels, out_channels, depth, ratio, config.norm_eps)
+            DecoderStage(in_channels, out_channels, depth, ratio, config.norm_eps, config.enhance_normalization)
             for in_channels, out_channels, depth, ratio in zip(
                 sizes[:-1], sizes[1:], config.decoder_depths, config.upsampling_ratios
             )
@@ -161,12 +177,20 @@ class CodecDecoder(nn.Module):
         if mask is not None:
             mask = mask.repeat_interleave(self.steps_per_frame, dim=1)
         x = self.from_latents(zero_padding(x, mask))
+        x, mask = self._frames_to_waveform(x, mask) if self.on_frames else self._upsample_to_waveform(x, mask)
+        return zero_padding(torch.tanh(x), mask)
+
+    def _frames_to_waveform(self, x: torch.Tensor, mask: torch.Tensor | None):
+        for unit in self.units:
+            x = unit(x, mask)
+        return self.to_waveform(x, mask)
+
+    def _upsample_to_waveform(self, x: torch.Tensor, mask: torch.Tensor | None):
         for stage in self.stages:
             x, mask = stage(x, mask)
         for unit in self.tail_units:
             x = unit(x, mask)
-        x = torch.tanh(self.to_waveform(zero_padding(self.tail_snake(x), mask)))
-        return zero_padding(x, mask)
+        return self.to_waveform(zero_padding(self.tail_snake(x), mask)), mask
 
 
 class CodecModel(PreTrainedAudioTokenizerBase):
