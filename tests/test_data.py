@@ -37,8 +37,20 @@ def test_manifests(suffix, tmp_path):
     path = tmp_path / f"manifest.{suffix}"
     {"jsonl": rows.to_json, "csv": rows.to_csv, "parquet": rows.to_parquet}[suffix](path)
     (clip,) = find_clips([path])
-    assert (clip.name, clip.transcript) == ("clip.flac", "Eurasien")
+    assert (clip.name, clip.transcript, clip.speaker) == ("clip.flac", "Eurasien", "t")
     assert_is(clip, GERMAN)
+
+
+def test_a_part_of_a_manifest(tmp_path):
+    manifest = tmp_path / "all.csv"
+    manifest.write_text("path,speaker_id\ntrain/a.wav,1\neval/b.wav,2\ntrain/c.wav,1\n")
+    assert [(clip.name, clip.speaker) for clip in find_clips([f"{manifest}:train/"])] == [
+        ("train/a.wav", "1"),
+        ("train/c.wav", "1"),
+    ]
+    assert len(find_clips([manifest])) == 3
+    with pytest.raises(ValueError, match="has no row whose name starts with 'test/'"):
+        find_clips([f"{manifest}:test/"])
 
 
 @pytest.mark.parametrize("embedded", [False, True])

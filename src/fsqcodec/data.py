@@ -3,7 +3,7 @@
 A source is one of
     a file, a folder (searched for audio), or a glob;
     a manifest: .jsonl, .csv or .parquet with a column `path` or `file_name` (relative to the manifest) or `audio`, and
-    perhaps `transcript` or `text`;
+    perhaps `transcript` or `text`, and `speaker`; `manifest.jsonl:speech/` takes the rows whose names start so;
     a data set of the Hub, or one that `datasets.load_dataset` knows: `org/name`, `org/name:split`,
     `org/name:config:split`, with an audio column.
 """
@@ -21,6 +21,7 @@ from .files import resolve_files
 
 MANIFEST_SUFFIXES = (".jsonl", ".csv", ".parquet")
 TRANSCRIPT_COLUMNS = ("transcript", "text", "transcription", "sentence")
+SPEAKER_COLUMNS = ("speaker", "speaker_id")
 NAME_COLUMNS = ("id", "path", "file")
 PATH_COLUMNS = ("path", "file_name", "audio")
 
@@ -33,11 +34,13 @@ class Clip:
         name: its path or id, unique within its data.
         audio: the file, or a function that returns it or what it holds.
         transcript: what is said, where the data tells.
+        speaker: who says it, where the data tells.
     """
 
     name: str
     audio: Path | Callable[[], Path | bytes]
     transcript: str | None = None
+    speaker: str | None = None
 
     @property
     def seconds(self) -> float:
@@ -57,7 +60,8 @@ def find_clips(sources: Iterable[str | os.PathLike]) -> list[Clip]:
 
     Raises:
         FileNotFoundError: a source that is nothing of what the module's docstring lists.
-        ValueError: a manifest or data set without the columns, or two clips with one name.
+        ValueError: a manifest or data set without the columns, a manifest without rows that start as asked, or two
+            clips with one name.
     """
     clips = {}
     for source in map(os.fspath, sources):
@@ -70,8 +74,9 @@ def find_clips(sources: Iterable[str | os.PathLike]) -> list[Clip]:
 
 def _clips_of(source: str) -> list[Clip]:
     path = Path(source)
-    if path.is_file() and path.suffix in MANIFEST_SUFFIXES:
-        return _clips_of_manifest(path)
+    manifest, _, name_start = source.partition(":")
+    if manifest.endswith(MANIFEST_SUFFIXES) and os.path.isfile(manifest):
+        return _clips_of_manifest(Path(manifest), name_start)
     if path.exists() or any(mark in source for mark in "*?["):
         folder = path.resolve().name if path.is_dir() else ""
         return [Clip(os.path.join(folder, name), file) for file, name in resolve_files(source, AUDIO_SUFFIXES)]
@@ -80,12 +85,15 @@ def _clips_of(source: str) -> list[Clip]:
     raise FileNotFoundError(f"{source} is no file, folder, glob, manifest, or data set like org/name:split")
 
 
-def _clips_of_manifest(path: Path) -> list[Clip]:
+def _clips_of_manifest(path: Path, name_start: str) -> list[Clip]:
     import datasets
 
     kind = {".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}[path.suffix]
     rows = datasets.load_dataset(kind, data_files=os.fspath(path), split="train")
-    return _clips_of_rows(rows, path.name, path.parent)
+    clips = [clip for clip in _clips_of_rows(rows, path.name, path.parent) if clip.name.startswith(name_start)]
+    if name_start and not clips:
+        raise ValueError(f"{path} has no row whose name starts with {name_start!r}: what follows the colon is compared")
+    return clips
 
 
 def _clips_of_data_set(source: str) -> list[Clip]:
@@ -104,8 +112,8 @@ def _clips_of_rows(rows, source: str, folder: Path) -> list[Clip]:
     import datasets
 
     columns = rows.column_names
-    transcript_column = next((column for column in TRANSCRIPT_COLUMNS if column in columns), None)
-    transcripts = rows[transcript_column] if transcript_column else [None] * len(rows)
+    transcripts = _first_column(rows, TRANSCRIPT_COLUMNS)
+    speakers = [None if speaker is None else str(speaker) for speaker in _first_column(rows, SPEAKER_COLUMNS)]
     if "audio" in columns and not isinstance(rows.features["audio"], datasets.Value):
         name_column = next((column for column in NAME_COLUMNS if column in columns), None)
         names = rows[name_column] if name_column else [f"{source}#{number}" for number in range(len(rows))]
@@ -116,10 +124,19 @@ def _clips_of_rows(rows, source: str, folder: Path) -> list[Clip]:
             return held["bytes"] or Path(held["path"])
 
         return [
-            Clip(str(name), partial(load, number), transcript)
-            for number, (name, transcript) in enumerate(zip(names, transcripts))
+            Clip(str(name), partial(load, number), transcript, speaker)
+            for number, (name, transcript, speaker) in enumerate(zip(names, transcripts, speakers))
         ]
     path_column = next((column for column in PATH_COLUMNS if column in columns), None)
     if path_column is None:
         raise ValueError(f"{source} has the columns {', '.join(columns)}: one of {', '.join(PATH_COLUMNS)} is wanted")
-    return [Clip(path, folder / path, transcript) for path, transcript in zip(rows[path_column], transcripts)]
+    return [
+        Clip(path, folder / path, transcript, speaker)
+        for path, transcript, speaker in zip(rows[path_column], transcripts, speakers)
+    ]
+
+
+def _first_column(rows, names: tuple[str, ...]) -> list:
+    """The first column that is there, else `None` for each row."""
+    column = next((name for name in names if name in rows.column_names), None)
+    return rows[column] if column else [None] * len(rows)

@@ -236,12 +236,13 @@ def _magnitudes(audio: np.ndarray, window_length: int) -> torch.Tensor:
 
 def _mel_spectra(reference, estimate, sampling_rate: int, window_length: int, num_mels: int) -> list[torch.Tensor]:
     """Mel magnitudes `(num_mels, num_frames)` of both."""
-    filters = _mel_filters(sampling_rate, window_length, num_mels)
+    filters = mel_filters(sampling_rate, window_length, num_mels)
     return [filters @ magnitudes for magnitudes in _spectra(reference, estimate, sampling_rate, window_length)]
 
 
 @lru_cache
-def _mel_filters(sampling_rate: int, window_length: int, num_mels: int) -> torch.Tensor:
+def mel_filters(sampling_rate: int, window_length: int, num_mels: int) -> torch.Tensor:
+    """Slaney's mel filters from 0 Hz to half the sampling rate: float64 `(num_mels, window_length // 2 + 1)`."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "At least one mel filter has all zero values")  # part of the definition
         filters = mel_filter_bank(

@@ -1,0 +1,150 @@
+"""Losses of decoded audio: one value for each clip, whatever batch the clip is padded into, and their mean.
+
+Every loss takes the `reference` and the `estimate`, float `(batch, 1, num_samples)`, and the `padding_mask`
+`(batch, num_samples)`, 1 where a sample is audio, and returns float `(batch,)`, float32 or better: means over each
+clip's own audio, 0 for a clip without any. It raises `ValueError` for other shapes. What lies outside the mask is
+replaced by silence and does not count. `batch_mean` makes of these values the one that is minimised.
+
+The frames of an STFT are centred on the samples 0, `hop_length`, 2 `hop_length`, ...; before the clip and after it is
+silence. A frame counts where the sample that it is centred on is audio.
+"""
+
+import torch
+
+from ..evaluation.metrics import FLOOR, MULTISCALE_MELS, mel_filters
+from ..models.precision import at_least_float32
+
+STFT_SIZES = (32, 64, 128, 256, 512, 1024)  # window lengths of L3AC, samples; hop length a quarter
+STFT_FLOOR = 1e-8  # of magnitudes, before the logarithm of L3AC
+CONVERGENCE_STFT_SIZES = ((1024, 120, 600), (2048, 240, 1200), (512, 50, 240))  # FFT, hop and window length, samples
+CONVERGENCE_FLOOR = 1e-8  # of squared magnitudes
+
+
+def waveform_loss(reference: torch.Tensor, estimate: torch.Tensor, padding_mask: torch.Tensor) -> torch.Tensor:
+    """Mean absolute difference of the samples."""
+    reference, estimate = _pair(reference, estimate, padding_mask)
+    return _mean_over_time((reference - estimate).abs(), padding_mask)
+
+
+def stft_loss(reference: torch.Tensor, estimate: torch.Tensor, padding_mask: torch.Tensor) -> torch.Tensor:
+    """Multi-resolution STFT loss of L3AC (https://github.com/zhai-lw/L3AC, branch `train`, `MultiStft`): mean absolute
+    difference of the magnitudes plus that of the log10 of their squares, magnitudes at least 1e-8, mean over Hann
+    windows of 32 to 1024 samples.
+
+    With so low a floor the gradient of the logarithm is large, though finite, where the estimate is nearly silent.
+    """
+    reference, estimate = _pair(reference, estimate, padding_mask)
+    loss = 0
+    for window_length in STFT_SIZES:
+        a, b = (_magnitudes(audio, window_length) for audio in (reference, estimate))
+        distances = (a - b).abs() + 2 * (a.clamp(min=STFT_FLOOR).log10() - b.clamp(min=STFT_FLOOR).log10()).abs()
+        loss = loss + _mean_over_time(distances.mean(dim=1), padding_mask[:, :: window_length // 4])
+    return loss / len(STFT_SIZES)
+
+
+def convergence_stft_loss(reference: torch.Tensor, estimate: torch.Tensor, padding_mask: torch.Tensor) -> torch.Tensor:
+    """Multi-resolution STFT loss of Parallel WaveGAN (Yamamoto et al. 2020, arXiv:1910.11480, section 2.2): spectral
+    convergence, the Frobenius norm of the difference of the magnitudes over that of the reference's, plus the mean
+    absolute difference of their natural logarithms, mean over three resolutions.
+
+    Of one clip it is the `MultiResolutionSTFTLoss` of auraloss 0.4 (https://github.com/csteinmetz1/auraloss), which
+    takes the norms of several clips over the whole batch.
+    """
+    reference, estimate = _pair(reference, estimate, padding_mask)
+    loss = 0
+    for n_fft, hop_length, window_length in CONVERGENCE_STFT_SIZES:
+        window = torch.hann_window(window_length, dtype=reference.dtype, device=reference.device)
+        spectra = (spectrum(audio, n_fft, hop_length, window) for audio in (reference, estimate))
+        powers = (torch.view_as_real(s).square().sum(dim=-1) for s in spectra)
+        a, b = (power.clamp(min=CONVERGENCE_FLOOR).sqrt() for power in powers)
+        frame_mask = padding_mask[:, ::hop_length]
+        counted = frame_mask[:, None].bool()
+        convergence = _norm((a - b) * counted) / _norm(a * counted).clamp(min=CONVERGENCE_FLOOR)
+        loss = loss + convergence + _mean_over_time((a.log() - b.log()).abs().mean(dim=1), frame_mask)
+    return loss / len(CONVERGENCE_STFT_SIZES)
+
+
+def mel_loss(
+    reference: torch.Tensor, estimate: torch.Tensor, padding_mask: torch.Tensor, sampling_rate: int
+) -> torch.Tensor:
+    """Multi-scale log-mel loss, the metric `mel_distance_multiscale` to train on: mean absolute difference of log10 mel
+    magnitudes, at least 1e-5, mean over the seven scales of DAC (https://github.com/descriptinc/descript-audio-codec,
+    conf/final), which takes their sum. `sampling_rate` is in Hz."""
+    reference, estimate = _pair(reference, estimate, padding_mask)
+    loss = 0
+    for window_length, num_mels in MULTISCALE_MELS.items():
+        filters = mel_filters(sampling_rate, window_length, num_mels).to(reference, copy=True)
+        with torch.autocast(reference.device.type, enabled=False):
+            a, b = ((filters @ _magnitudes(audio, window_length)).clamp(min=FLOOR) for audio in (reference, estimate))
+        distances = (a.log10() - b.log10()).abs().mean(dim=1)
+        loss = loss + _mean_over_time(distances, padding_mask[:, :: window_length // 4])
+    return loss / len(MULTISCALE_MELS)
+
+
+def cap(loss: torch.Tensor, maximum: float) -> torch.Tensor:
+    """`loss`, any shape, where it is below `maximum`; elsewhere `maximum`, with the gradient times `maximum / loss`.
+
+    The "clamp-max" weights of L3AC (branch `train`, `AutoScaleWeight`): a term can't outweigh the others however large
+    it is, and still pulls. Of the values `(batch,)` of clips the result does not depend on how they are split over
+    processes; of their mean, which the original caps, it does. Raises `ValueError` for a maximum that is not positive.
+    """
+    if not maximum > 0:
+        raise ValueError(f"maximum is {maximum}: a loss can be capped at positive values only")
+    return loss * (maximum / loss.detach().clamp(min=maximum))
+
+
+def batch_mean(
+    clip_losses: torch.Tensor, padding_mask: torch.Tensor, num_valid_samples: int | torch.Tensor
+) -> torch.Tensor:
+    """Mean of the losses `(batch,)` of clips, weighted by their durations: `()`.
+
+    `num_valid_samples` is the count of samples that are audio in the whole batch, of which this may be a part: another
+    process or accumulation step has the rest. The values of the parts, and their gradients, then add up to those of
+    the whole. Where gradients are averaged over the parts instead, as DistributedDataParallel does, give the mean count
+    of a part. Without parts it is `padding_mask.sum()`.
+    """
+    return (clip_losses * padding_mask.sum(dim=-1)).sum() / num_valid_samples
+
+
+def silence_padding(audio: torch.Tensor, padding_mask: torch.Tensor, name: str) -> torch.Tensor:
+    """Audio `(batch, 1, num_samples)` as `(batch, num_samples)`, float32 or better, 0 where `padding_mask` is.
+
+    Raises a `ValueError` that calls it `name` where the shapes don't fit.
+    """
+    if audio.ndim != 3 or audio.shape[1] != 1 or audio[:, 0].shape != padding_mask.shape:
+        raise ValueError(
+            f"{name} is {tuple(audio.shape)} and padding_mask {tuple(padding_mask.shape)}: (batch, 1, num_samples) and "
+            "(batch, num_samples) are wanted"
+        )
+    return at_least_float32(audio[:, 0]).masked_fill(~padding_mask.bool(), 0)
+
+
+def spectrum(audio: torch.Tensor, n_fft: int, hop_length: int, window: torch.Tensor) -> torch.Tensor:
+    """STFT of audio `(batch, num_samples)`: complex `(batch, n_fft // 2 + 1, ceil(num_samples / hop_length))`, the
+    frames centred as this module says. A `window` shorter than `n_fft` is centred in it."""
+    frames = torch.stft(
+        audio, n_fft, hop_length, len(window), window.to(audio.dtype), pad_mode="constant", return_complex=True
+    )
+    return frames[..., : -(-audio.shape[-1] // hop_length)]
+
+
+def _pair(reference, estimate, padding_mask) -> tuple[torch.Tensor, torch.Tensor]:
+    return (
+        silence_padding(reference, padding_mask, "reference"),
+        silence_padding(estimate, padding_mask, "estimate"),
+    )
+
+
+def _magnitudes(audio: torch.Tensor, window_length: int) -> torch.Tensor:
+    """`(batch, window_length // 2 + 1, num_frames)` of a Hann window, hop length a quarter."""
+    window = torch.hann_window(window_length, dtype=audio.dtype, device=audio.device)
+    return spectrum(audio, window_length, window_length // 4, window).abs()
+
+
+def _mean_over_time(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Mean of `(batch, num_steps)` where the mask, of that shape, is 1; 0 where it is nowhere: `(batch,)`."""
+    return (values * mask).sum(dim=-1) / mask.sum(dim=-1).clamp(min=1)
+
+
+def _norm(values: torch.Tensor) -> torch.Tensor:
+    return torch.linalg.vector_norm(values, dim=(1, 2))

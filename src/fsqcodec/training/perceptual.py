@@ -1,0 +1,124 @@
+"""Perceptual loss: the distance of what a frozen audio encoder makes of two waveforms."""
+
+import os
+
+import torch
+from torch import nn
+from transformers import AutoFeatureExtractor, AutoModel, Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
+
+from .losses import silence_padding
+
+NOT_NEEDED = "masked_spec_embed"  # a weight for training that checkpoints often lack
+
+
+class PerceptualLoss(nn.Module):
+    """Squared distance of the last hidden states of an audio encoder of Transformers; L3AC has it with Whisper tiny.en
+    (https://github.com/zhai-lw/L3AC, branch `train`, `PerceptualLoss`) and counts the silence up to 30 s too.
+
+    Encoders are those whose feature extractor is Whisper's (the encoder of the model is taken) or Wav2Vec2's (wav2vec
+    2.0, HuBERT, WavLM, ...). It is frozen, stays in evaluation mode and in float32. Every clip is heard as if it were
+    alone: clips of one duration run together, without padding, since encoders that normalise over time were not trained
+    with masks. Whisper hears each clip followed by silence up to 30 s, as it always does; that silence does not count.
+
+    Encoders that normalise the waveform do not hear its level.
+
+    Args:
+        model: folder or Hub id.
+        sampling_rate: Hz, of the audio.
+
+    Raises:
+        ValueError: the encoder has another sampling rate, another kind of feature extractor, or lacks weights.
+    """
+
+    def __init__(self, model: str | os.PathLike, sampling_rate: int):
+        super().__init__()
+        self.feature_extractor = AutoFeatureExtractor.from_pretrained(model)
+        if not isinstance(self.feature_extractor, (WhisperFeatureExtractor, Wav2Vec2FeatureExtractor)):
+            raise ValueError(
+                f"{model} has a {type(self.feature_extractor).__name__}: an encoder with a WhisperFeatureExtractor or "
+                "a Wav2Vec2FeatureExtractor is wanted"
+            )
+        if self.feature_extractor.sampling_rate != sampling_rate:
+            raise ValueError(
+                f"{model} wants audio at {self.feature_extractor.sampling_rate} Hz, it is at {sampling_rate} Hz: take "
+                "an encoder of that rate"
+            )
+        loaded, facts = AutoModel.from_pretrained(model, dtype=torch.float32, output_loading_info=True)
+        missing = sorted(name for name in facts["missing_keys"] if not name.endswith(NOT_NEEDED))
+        if missing:
+            raise ValueError(f"{model} lacks {len(missing)} weights, {missing[0]} among them: a whole model is wanted")
+        self.encoder = loaded.get_encoder() if loaded.config.is_encoder_decoder else loaded
+        self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> "PerceptualLoss":
+        """Stay in evaluation mode, whatever the module around it does: no dropout, no masked features."""
+        return super().train(False)
+
+    def forward(self, reference: torch.Tensor, estimate: torch.Tensor, padding_mask: torch.Tensor) -> torch.Tensor:
+        """Squared differences summed over channels, mean over the frames that hold audio: float `(batch,)`, 0 for a
+        clip without audio.
+
+        Args:
+            reference: float `(batch, 1, num_samples)`; gets no gradient.
+            estimate: of the same shape.
+            padding_mask: `(batch, num_samples)`, 1 for audio, then 0 to the end.
+
+        Raises:
+            ValueError: other shapes, a clip shorter than one frame of the encoder, or longer than Whisper hears (30 s).
+        """
+        reference = silence_padding(reference, padding_mask, "reference")
+        estimate = silence_padding(estimate, padding_mask, "estimate")
+        durations = padding_mask.bool().sum(dim=-1)
+        losses = estimate.new_zeros(len(estimate))
+        for num_samples in durations[durations > 0].unique().tolist():
+            rows = durations == num_samples
+            with torch.no_grad():
+                reference_states = self.hidden_states(reference[rows, :num_samples])
+            states = self.hidden_states(estimate[rows, :num_samples])
+            losses[rows] = (states - reference_states).float().square().sum(dim=-1).mean(dim=-1).to(losses.dtype)
+        return losses
+
+    def hidden_states(self, audio: torch.Tensor) -> torch.Tensor:
+        """The encoder's last hidden states `(batch, num_frames, hidden_size)` of clips `(batch, num_samples)`, those
+        frames that hold audio."""
+        extractor = self.feature_extractor
+        num_samples = audio.shape[-1]
+        if isinstance(extractor, WhisperFeatureExtractor):
+            if num_samples > extractor.n_samples:
+                raise ValueError(
+                    f"a clip has {num_samples} samples, the encoder hears {extractor.n_samples}: crop it first"
+                )
+            states = self.encoder(whisper_log_mel(audio.float(), extractor)).last_hidden_state
+            return states[:, : -(-num_samples * states.shape[1] // extractor.n_samples)]
+        if self.encoder._get_feat_extract_output_lengths(num_samples) < 1:
+            raise ValueError(f"a clip has {num_samples} samples: the encoder needs more for one frame, leave it out")
+        audio = audio.float()
+        return self.encoder(normalized(audio) if extractor.do_normalize else audio).last_hidden_state
+
+
+def whisper_log_mel(audio: torch.Tensor, extractor: WhisperFeatureExtractor) -> torch.Tensor:
+    """What `extractor` makes of clips, with gradients (Radford et al. 2022, arXiv:2212.04356, section 2.2).
+
+    The log10 of mel powers, at least 1e-10 and at least 8 below the clip's loudest, plus 4, over 4, of each clip
+    followed by silence. Dither is left out.
+
+    Args:
+        audio: float32 `(batch, num_samples)` at the extractor's sampling rate, `extractor.n_samples` (30 s) at most.
+
+    Returns:
+        float32 `(batch, num_mels, extractor.nb_max_frames)`.
+    """
+    audio = nn.functional.pad(audio, (0, extractor.n_samples - audio.shape[-1]))
+    window = torch.hann_window(extractor.n_fft, device=audio.device)
+    frames = torch.stft(audio, extractor.n_fft, extractor.hop_length, window=window, return_complex=True)[..., :-1]
+    filters = torch.from_numpy(extractor.mel_filters.T).to(audio)
+    with torch.autocast(audio.device.type, enabled=False):
+        mels = filters @ torch.view_as_real(frames).square().sum(dim=-1)
+    logarithms = mels.clamp(min=1e-10).log10()
+    return (torch.maximum(logarithms, logarithms.amax(dim=(1, 2), keepdim=True) - 8) + 4) / 4
+
+
+def normalized(audio: torch.Tensor) -> torch.Tensor:
+    """Clips `(batch, num_samples)` with mean 0 and variance 1, as `Wav2Vec2FeatureExtractor` makes them."""
+    centred = audio - audio.mean(dim=-1, keepdim=True)
+    return centred / (centred.square().mean(dim=-1, keepdim=True) + 1e-7).sqrt()

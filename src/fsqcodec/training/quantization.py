@@ -1,0 +1,365 @@
+"""A codec's quantizer in training: digits that keep moving, and statistics that fold away when the model is saved.
+
+From random weights the pre-activations of the digits drift until the bound has no gradient and tokens are constant.
+`prepare_quantizer` normalises them over the batch (Ioffe and Szegedy 2015, https://arxiv.org/abs/1502.03167, without
+the affine part), with a gain at which the levels of a digit are used most evenly; at inference this is a linear map,
+and `folded` gives the model its published architecture back:
+
+    quantizer = prepare_quantizer(model)
+    for step, batch in enumerate(batches):
+        quantizer.noise_probability = digit_noise_probability(step, first_step=2000, ramp_steps=2000)
+        output = model(**batch)
+        ...
+    recalibrate(model, some_batches)
+    with folded(model):
+        model.save_pretrained(folder)
+"""
+
+import math
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from ..models.modeling_codec import CodecModel
+from ..models.padding import zero_padding
+from ..models.precision import Float32Linear
+from ..models.quantization import FiniteScalarQuantizer, indices_to_digits
+
+VARIANCE_EPS = 1e-6
+
+
+def prepare_quantizer(model: CodecModel, momentum: float = 0.1) -> "TrainingQuantizer":
+    """Put a `TrainingQuantizer` in the place of the model's quantizer, with the same parameters, and return it.
+
+    Until it is trained or recalibrated the model computes at inference what it did before: for a model that was trained
+    so and saved `folded`, training goes on where it stopped. `model(...)` tells the quantizer which frames are padding.
+    Copies of the model (`copy.deepcopy`, for an average of its weights) have their own statistics.
+
+    Args:
+        momentum: weight of the last batch in the running statistics, in (0, 1].
+
+    Raises:
+        ValueError: it has one already.
+    """
+    if isinstance(model.quantizer, TrainingQuantizer):
+        raise ValueError("the model's quantizer is prepared for training already: prepare it once")
+    model.quantizer = TrainingQuantizer(model.quantizer, momentum).train(model.training)
+    model.register_forward_pre_hook(_tell_padding, with_kwargs=True)
+    return model.quantizer
+
+
+@contextmanager
+def folded(model: CodecModel) -> Iterator[CodecModel]:
+    """Within the block the model has its published architecture, to be evaluated and saved."""
+    training_quantizer = model.quantizer
+    model.quantizer = training_quantizer.fold()
+    try:
+        yield model
+    finally:
+        model.quantizer = training_quantizer
+
+
+@torch.no_grad()
+def recalibrate(model: CodecModel, batches: Iterable[dict[str, torch.Tensor]]):
+    """Replace the running statistics, which lag behind the weights, by the exact ones over all frames of `batches`.
+
+    Args:
+        model: with a `TrainingQuantizer`; of an average of weights, the averaged model. It runs in eval mode.
+        batches: arguments of `CodecModel.encode`, on the model's device; each process gives its own, and statistics
+            are those of all together.
+
+    Raises:
+        ValueError: no batches.
+    """
+    was_training = model.training
+    model.eval()
+    projection = model.quantizer.project_in
+    sums = torch.zeros(3, projection.out_features, dtype=torch.float64)
+    for batch in batches:
+        encoded = model.encode(**batch, output_latents=True)
+        latents = encoded.latents.transpose(1, 2)[encoded.audio_codes_mask.bool()]
+        z = projection.unnormalized(latents).double().cpu()
+        sums += torch.stack([torch.ones_like(z).sum(dim=0), z.sum(dim=0), z.square().sum(dim=0)])
+    model.train(was_training)
+    count, total, total_of_squares = sum(_of_all_processes(sums))
+    if not count.all():
+        raise ValueError("there are no batches to recalibrate on: a few dozen clips are wanted")
+    mean = total / count
+    projection.running_mean.copy_(mean)
+    projection.running_variance.copy_(total_of_squares / count - mean.square())
+
+
+class TrainingQuantizer(FiniteScalarQuantizer):
+    """A `FiniteScalarQuantizer` whose pre-activations are normalised, and whose digits can be noisy in training.
+
+    It has the parameters of the quantizer it is made of, under the same names, and the running statistics as buffers
+    `project_in.running_mean` and `project_in.running_variance`.
+
+    `noise_probability`, in [0, 1]: in training, each digit independently reaches the decoder unrounded with this
+    probability, with noise added that is uniform over one distance between levels (half of it on either side), as in
+    https://github.com/zhai-lw/L3AC (branch `train`; there, a little narrower). Tokens are the rounded digits all the
+    same. 0 at first; see `digit_noise_probability`.
+
+    Make it with `prepare_quantizer`.
+    """
+
+    def __init__(self, quantizer: FiniteScalarQuantizer, momentum: float):
+        with torch.device("meta"):
+            super().__init__(quantizer.project_in.in_features, quantizer.quantization_levels, quantizer.bound)
+        device = quantizer.project_in.weight.device
+        _, shift, _ = self._bound_constants(device)
+        gain = torch.tensor([most_even_gain(n) for n in self.quantization_levels], device=device)
+        self.project_in = NormalizedLinear(quantizer.project_in, gain, -shift, momentum)
+        self.project_out = quantizer.project_out
+        self.noise_probability = 0.0
+
+    def forward(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `FiniteScalarQuantizer`: latents `(batch, num_frames, latent_dim)` to the decoder's input, with gradients
+        that pass rounding and noise unchanged, and indices `(batch, num_frames)`."""
+        if not (self.training and self.noise_probability):
+            return super().forward(latents)
+        positions = self.positions(latents)
+        digits = self.round(positions)
+        is_noisy = torch.rand_like(positions) < self.noise_probability
+        noisy_positions = positions + torch.rand_like(positions) - 0.5
+        soft_values = self._to_values(positions)
+        values = self._to_values(torch.where(is_noisy, noisy_positions, digits.to(positions.dtype)))
+        values = soft_values + (values - soft_values).detach()
+        return self.values_to_features(values), self.digits_to_indices(digits)
+
+    def fold(self) -> FiniteScalarQuantizer:
+        """A quantizer of the published architecture that computes what this one does now, in eval mode."""
+        with torch.device("meta"):
+            quantizer = FiniteScalarQuantizer(self.project_in.in_features, self.quantization_levels, self.bound)
+        quantizer.project_in = self.project_in.fold()
+        quantizer.project_out = self.project_out
+        return quantizer.train(self.training)
+
+
+class NormalizedLinear(Float32Linear):
+    """A linear layer whose outputs have mean `offset` and standard deviation `gain`: over the valid frames of the batch
+    in all processes in training, whose statistics go into the running ones, and by the running ones in eval mode,
+    where no gradient reaches its parameters.
+
+    Args:
+        linear: whose parameters it shares.
+        gain, offset: `(out_features,)`.
+        momentum: weight of the last batch in the running statistics.
+    """
+
+    def __init__(self, linear: nn.Linear, gain: torch.Tensor, offset: torch.Tensor, momentum: float):
+        super().__init__(linear.in_features, linear.out_features, device="meta")
+        self.weight, self.bias = linear.weight, linear.bias
+        self.momentum = momentum
+        self.frame_mask: torch.Tensor | None = None  # bool (batch, num_frames), of the next batch only
+        self.register_buffer("gain", gain, persistent=False)
+        self.register_buffer("offset", offset, persistent=False)
+        self.register_buffer("running_mean", offset.clone())  # with these two it changes nothing
+        self.register_buffer("running_variance", gain.square() - VARIANCE_EPS)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`(batch, num_frames, in_features)` to `(batch, num_frames, out_features)`, float32."""
+        mask, self.frame_mask = self.frame_mask, None
+        if not self.training:
+            return self.fold()(x)
+        z = self.unnormalized(x)
+        mean, variance = _mean_and_variance(z, mask)
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_variance.lerp_(variance, self.momentum)
+        return (z - mean) * (variance + VARIANCE_EPS).rsqrt() * self.gain + self.offset
+
+    def unnormalized(self, x: torch.Tensor) -> torch.Tensor:
+        """What the linear layer alone computes."""
+        return super().forward(x)
+
+    @torch.no_grad()
+    def fold(self) -> Float32Linear:
+        """The linear layer that computes what this one does in eval mode."""
+        scale = self.gain * (self.running_variance + VARIANCE_EPS).rsqrt()
+        weight = self.weight * scale[:, None]
+        bias = (self.bias - self.running_mean) * scale + self.offset
+        linear = Float32Linear(self.in_features, self.out_features, device="meta")
+        linear.weight = nn.Parameter(weight.to(self.weight.dtype))
+        linear.bias = nn.Parameter(bias.to(self.bias.dtype))
+        return linear
+
+
+def _tell_padding(model: CodecModel, args: tuple, kwargs: dict):
+    """Before `model.forward`: which frames hold audio, as its own `audio_codes_mask` says afterwards."""
+    padding_mask = kwargs.get("padding_mask", args[1] if len(args) > 1 else None)
+    if padding_mask is not None and isinstance(model.quantizer, TrainingQuantizer):
+        model.quantizer.project_in.frame_mask = padding_mask[:, :: model.config.hop_length].bool()
+
+
+def _mean_and_variance(z: torch.Tensor, mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of `z (batch, num_frames, num_digits)` over the frames of `mask (batch, num_frames)` in all processes: both
+    `(num_digits,)`, the variance with the count as divisor. Gradients reach all processes' frames."""
+    mask = torch.ones_like(z[..., 0], dtype=torch.bool) if mask is None else mask
+    z = zero_padding(z, mask.unsqueeze(-1))
+    count = mask.sum().to(z.dtype).expand(1)
+    *total, count = _sum_over_processes(torch.cat([z.sum(dim=(0, 1)), count])).unbind()
+    mean = torch.stack(total) / count
+    centred = zero_padding(z - mean, mask.unsqueeze(-1))
+    return mean, _sum_over_processes(centred.square().sum(dim=(0, 1))) / count
+
+
+def _sum_over_processes(x: torch.Tensor) -> torch.Tensor:
+    return _SumOverProcesses.apply(x) if dist.is_available() and dist.is_initialized() else x
+
+
+class _SumOverProcesses(torch.autograd.Function):
+    """The sum, in every process; its gradient is the sum of all processes' gradients."""
+
+    @staticmethod
+    def forward(ctx, x):
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return _SumOverProcesses.apply(gradient.contiguous())
+
+
+def most_even_gain(num_levels: int) -> float:
+    """The standard deviation of a normal pre-activation at which its digit, bounded by tanh, has most entropy.
+
+    Level i lies between atanh((2i - L) / (L - 1)) and the same for i + 1, the outermost ones reach to infinity; the
+    highest entropy is looked for in steps of 0.01. 2 levels are used evenly at any gain: 1.
+    """
+    if num_levels == 2:
+        return 1.0
+    gains = torch.arange(0.1, 3.0, 0.01, dtype=torch.float64)
+    edges = torch.atanh((2 * torch.arange(1, num_levels, dtype=torch.float64) - num_levels) / (num_levels - 1))
+    below = torch.special.ndtr(edges / gains[:, None])
+    shares = torch.diff(below, dim=1, prepend=torch.zeros(len(gains), 1), append=torch.ones(len(gains), 1))
+    return gains[torch.special.entr(shares).sum(dim=1).argmax()].item()
+
+
+def digit_noise_probability(step: int, first_step: int, ramp_steps: int, probability: float = 0.5) -> float:
+    """A schedule for `TrainingQuantizer.noise_probability`: 0 up to `first_step`, then in a straight line of
+    `ramp_steps` up to `probability`, where it stays.
+
+    A decoder that hears noise from the start takes the digits for noise; so it begins late. 0.5 is the original's.
+    """
+    return probability * min(max((step - first_step) / max(ramp_steps, 1), 0.0), 1.0)
+
+
+@dataclass(frozen=True)
+class CodeUse:
+    """How much of a codebook the tokens of some steps use.
+
+    Args:
+        num_frames: tokens counted.
+        num_used: different ones.
+        bits: entropy of the tokens, at most log2(num_frames).
+        digit_bits: entropy of each digit.
+        quantization_levels: of the codebook.
+    """
+
+    num_frames: int
+    num_used: int
+    bits: float
+    digit_bits: tuple[float, ...]
+    quantization_levels: tuple[int, ...]
+
+    @property
+    def most_bits(self) -> float:
+        """What `bits` could be: of the codebook, and of so few tokens."""
+        return math.log2(min(math.prod(self.quantization_levels), max(self.num_frames, 1)))
+
+
+class CodeUseWindow:
+    """The tokens of the last `num_steps` steps, to tell a quantizer that collapses from one that works.
+
+    Raises:
+        ValueError: fewer than one step.
+    """
+
+    def __init__(self, quantization_levels, num_steps: int):
+        if num_steps < 1:
+            raise ValueError(f"a window of {num_steps} steps holds nothing: at least 1 is wanted")
+        self.quantization_levels = tuple(quantization_levels)
+        self._steps = deque(maxlen=num_steps)
+
+    def add(self, audio_codes: torch.Tensor, audio_codes_mask: torch.Tensor):
+        """One step's tokens, as `CodecModel` returns them: `(batch, 1, num_frames)`, and `(batch, num_frames)`."""
+        self._steps.append((audio_codes.detach()[:, 0], audio_codes_mask))
+
+    def state_dict(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """This process's steps, for `load_state_dict` of a run that goes on."""
+        return list(self._steps)
+
+    def load_state_dict(self, steps: list[tuple[torch.Tensor, torch.Tensor]]):
+        """Replace the window by what `state_dict` gave."""
+        self._steps.clear()
+        self._steps.extend(steps)
+
+    def use(self) -> CodeUse:
+        """Of the window, over all processes: every process has to ask, and all get the same."""
+        codes = torch.cat([codes[mask.bool()].cpu() for codes, mask in self._steps] or [torch.zeros(0).long()])
+        seen = _of_all_processes(codes.unique(return_counts=True))
+        codes, inverse = torch.cat([codes for codes, _ in seen]).unique(return_inverse=True)
+        counts = torch.zeros_like(codes).index_add_(0, inverse, torch.cat([counts for _, counts in seen]))
+        digits = indices_to_digits(codes, self.quantization_levels)
+        levels = [
+            torch.bincount(digits[:, i], weights=counts.double(), minlength=num_levels)
+            for i, num_levels in enumerate(self.quantization_levels)
+        ]
+        return CodeUse(
+            num_frames=int(counts.sum()),
+            num_used=len(codes),
+            bits=_entropy(counts),
+            digit_bits=tuple(map(_entropy, levels)),
+            quantization_levels=self.quantization_levels,
+        )
+
+
+def check_collapse(use: CodeUse, least_digit_share: float = 0.3, least_token_share: float = 0.3):
+    """Stop a run whose tokens have become worthless.
+
+    A digit fed with normalised, roughly normal numbers carries nearly all its bits, so these bounds are far off. Ask
+    once the window has some thousand frames of different clips: a few seconds of silence look like a collapse too.
+
+    Args:
+        use: of `CodeUseWindow.use`.
+        least_digit_share: of log2(levels) that every digit must carry, in [0, 1].
+        least_token_share: of `use.most_bits` that the tokens must carry; digits that repeat each other fail here.
+
+    Raises:
+        RuntimeError: it does not.
+    """
+    shown = f"in the last {use.num_frames} frames {use.num_used} different tokens"
+    advice = "the quantizer collapses; go back to an earlier state with a lower learning rate or less digit noise"
+    for number, (bits, num_levels) in enumerate(zip(use.digit_bits, use.quantization_levels)):
+        if bits < least_digit_share * math.log2(num_levels):
+            raise RuntimeError(
+                f"digit {number} carries {bits:.2f} of {math.log2(num_levels):.2f} bits ({shown}), less than "
+                f"{least_digit_share:.0%}: {advice}"
+            )
+    if use.bits < least_token_share * use.most_bits:
+        raise RuntimeError(
+            f"tokens carry {use.bits:.2f} of {use.most_bits:.2f} bits ({shown}), less than {least_token_share:.0%}, "
+            f"though their digits vary: they repeat each other; {advice}"
+        )
+
+
+def _of_all_processes(value) -> list:
+    """Every process's `value`, of whatever kind, on every process."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return [value]
+    values = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def _entropy(counts: torch.Tensor) -> float:
+    """Bits, of the shares of `counts`."""
+    shares = counts.double() / counts.sum().clamp(min=1)
+    return float(torch.special.entr(shares).sum() / math.log(2))

@@ -1,0 +1,241 @@
+"""A recipe: all that a training run is, as a YAML file. The same recipe and data give the same run.
+
+Ready ones are in `training/recipes`; `recipe_path("speech-cpu")` is the path of one.
+"""
+
+import os
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Literal
+
+import yaml
+
+from ..presets import PRESETS
+
+LOSSES = ("waveform", "stft", "convergence_stft", "mel", "perceptual", "adversarial", "feature_matching")
+RECIPES = Path(__file__).parent / "recipes"
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is trained: sizes of a `preset` with random weights, or the weights of a `folder` (or Hub id).
+
+    `overrides` replace fields of the preset's configuration; `parts` are trained, the others keep their weights bit for
+    bit.
+    """
+
+    preset: str | None = None
+    folder: str | None = None
+    overrides: dict = field(default_factory=dict)
+    parts: tuple[Literal["encoder", "quantizer", "decoder"], ...] = ("encoder", "quantizer", "decoder")
+
+
+@dataclass(frozen=True)
+class Data:
+    """What it is trained on; see `fsqcodec.data` for sources and `Crops` for the rest.
+
+    Clips and speakers of `evaluation` never reach training. `hold_out_speakers` of the training speakers are what the
+    run itself is validated on, `num_validation_clips` of theirs.
+    """
+
+    train: tuple[str, ...]
+    evaluation: tuple[str, ...] = ()
+    hold_out_speakers: int = 8
+    num_validation_clips: int = 24
+    crop_seconds: float = 1.0
+    normalize_level: bool = False
+    gain_db: tuple[float, float] = (0.0, 0.0)
+    flip_polarity: bool = False
+    speed: tuple[float, float] = (1.0, 1.0)
+    num_workers: int = 0
+
+
+@dataclass(frozen=True)
+class Phase:
+    """`steps` with these weights of `LOSSES`; `caps` are the largest values of weighted losses, see `losses.cap`."""
+
+    steps: int
+    losses: dict[str, float]
+    caps: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """AdamW. `one_cycle`: up from `start_share` of the learning rate over `warmup_share` of the steps and down to
+    `final_share`, along cosines (Smith and Topin 2017, arXiv:1708.07120); `cosine`: down only."""
+
+    learning_rate: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.0
+    schedule: Literal["one_cycle", "cosine"] = "one_cycle"
+    warmup_share: float = 0.05
+    start_share: float = 0.1
+    final_share: float = 0.02
+    clip_norm: float = 1.0
+
+
+@dataclass(frozen=True)
+class DigitNoise:
+    """See `quantization.digit_noise_probability`."""
+
+    probability: float = 0.0
+    first_step: int = 0
+    ramp_steps: int = 1
+
+
+@dataclass(frozen=True)
+class Discriminators:
+    """Their sizes, and every how many steps they are updated."""
+
+    every: int = 1
+    learning_rate: float = 2e-4
+    clip_norm: float = 10.0
+    period_channels: tuple[int, ...] = (32, 128, 512, 1024, 1024)
+    band_channels: int = 32
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A training run.
+
+    Args:
+        batch_size: crops of a step, of all processes and accumulation steps together.
+        accumulation_steps: parts in which a process computes its share of the batch.
+        phases: one after the other.
+        ema_decay: of the average of the weights, which is what is validated and saved.
+        precision: "bf16" computes convolutions and linear layers in it, but for the quantizer and the last layer.
+        perceptual_model: folder or Hub id of an audio encoder, for the loss "perceptual".
+        validate_minutes, save_minutes: between validations, and between states to resume from.
+        check_collapse_steps: window of tokens in which a collapse of the quantizer is looked for.
+    """
+
+    model: Model
+    data: Data
+    phases: tuple[Phase, ...]
+    batch_size: int = 12
+    accumulation_steps: int = 1
+    seed: int = 0
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    ema_decay: float = 0.999
+    precision: Literal["float32", "bf16"] = "float32"
+    digit_noise: DigitNoise = field(default_factory=DigitNoise)
+    discriminators: Discriminators = field(default_factory=Discriminators)
+    perceptual_model: str | None = None
+    validate_minutes: float = 10.0
+    save_minutes: float = 5.0
+    check_collapse_steps: int = 50
+
+    @property
+    def num_steps(self) -> int:
+        return sum(phase.steps for phase in self.phases)
+
+    def phase(self, step: int) -> Phase:
+        """The phase of a step, counted from 0; the last one beyond the end."""
+        for phase in self.phases:
+            if step < phase.steps:
+                return phase
+            step -= phase.steps
+        return self.phases[-1]
+
+
+def load_recipe(path: str | os.PathLike, **replaced) -> Recipe:
+    """Read a recipe from YAML.
+
+    `replaced` are fields that replace the file's, dots between: `{"data.train": ["recordings"]}`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not YAML, an unknown or missing field, a value of another type, a preset or loss that is not there.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is no recipe: fields like `model:` and `data:` are wanted")
+    for name, value in replaced.items():
+        *sections, last = name.split(".")
+        section = content
+        for key in sections:
+            section = section.setdefault(key, {})
+        section[last] = value
+    recipe = _build(Recipe, content, os.fspath(path))
+    _check(recipe, os.fspath(path))
+    return recipe
+
+
+def recipe_path(name: str) -> Path:
+    """The path of a ready recipe. Raises `ValueError` for a name that there is none of."""
+    names = sorted(path.stem for path in RECIPES.glob("*.yaml"))
+    if name not in names:
+        raise ValueError(f"there is no recipe {name!r}; there are: {', '.join(names)}")
+    return RECIPES / f"{name}.yaml"
+
+
+def as_dict(recipe: Recipe) -> dict:
+    """What YAML and JSON hold of it."""
+    return _plain(asdict(recipe))
+
+
+SECTIONS = {
+    "model": Model,
+    "data": Data,
+    "optimizer": Optimizer,
+    "digit_noise": DigitNoise,
+    "discriminators": Discriminators,
+}
+
+
+def _build(kind: type, content: dict, where: str):
+    known = {each.name: each for each in fields(kind)}
+    unknown = sorted(set(content) - set(known))
+    if unknown:
+        raise ValueError(f"{where} has {unknown[0]!r}, which is no field; the fields are: {', '.join(known)}")
+    values = {}
+    for name, value in content.items():
+        if name == "phases":
+            values[name] = tuple(_build(Phase, phase, f"{where}, phases") for phase in value)
+        elif name in SECTIONS and kind is Recipe:
+            values[name] = _build(SECTIONS[name], value, f"{where}, {name}")
+        else:
+            values[name] = _value(known[name].type, value, f"{where}, {name}")
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _value(kind, value, where: str):
+    if kind is float and isinstance(value, (int, float)):
+        return float(value)
+    if isinstance(value, list):
+        return tuple(value)
+    if kind in (int, bool, dict) and not isinstance(value, kind):
+        raise ValueError(f"{where} is {value!r}: {kind.__name__} is wanted")
+    if kind is float:
+        raise ValueError(f"{where} is {value!r}: a number is wanted (1.0e-3 and not 1e-3, in YAML)")
+    return value
+
+
+def _check(recipe: Recipe, where: str):
+    if (recipe.model.preset is None) == (recipe.model.folder is None):
+        raise ValueError(f"{where}, model: either a preset or a folder is wanted")
+    if recipe.model.preset is not None and recipe.model.preset not in PRESETS:
+        raise ValueError(f"{where}: there is no preset {recipe.model.preset!r}; the presets are: {', '.join(PRESETS)}")
+    if not recipe.phases:
+        raise ValueError(f"{where} has no phases: at least one is wanted")
+    for phase in recipe.phases:
+        unknown = [name for name in (*phase.losses, *phase.caps) if name not in LOSSES]
+        if unknown:
+            raise ValueError(f"{where}: there is no loss {unknown[0]!r}; the losses are: {', '.join(LOSSES)}")
+        if "perceptual" in phase.losses and recipe.perceptual_model is None:
+            raise ValueError(f"{where}: the loss 'perceptual' wants a perceptual_model, like openai/whisper-tiny")
+
+
+def _plain(value):
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    assert not is_dataclass(value)
+    return value

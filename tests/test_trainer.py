@@ -1,0 +1,167 @@
+"""Training runs: what is frozen stays, what is interrupted goes on, what is asked for is learned."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from accelerate import Accelerator
+
+from clips import ENGLISH, GERMAN
+from fsqcodec import CodecFeatureExtractor
+from fsqcodec.audio import read_audio
+from fsqcodec.codecs import load_codec
+from fsqcodec.training.recipe import as_dict, load_recipe
+from fsqcodec.training.trainer import Trainer
+from small_configs import small_model
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """Eight seconds of speech in four clips by two speakers, a small model, a recipe."""
+    folder = tmp_path_factory.mktemp("training")
+    rows = []
+    for speaker, path in (("lj", ENGLISH), ("thorsten", GERMAN)):
+        audio = read_audio(path, 16000)
+        for number in range(2):
+            name = f"{speaker}{number}.wav"
+            soundfile.write(folder / name, audio[16000 * (1 + 2 * number) :][:32000], 16000)
+            rows.append({"path": name, "speaker": speaker})
+    (folder / "clips.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    small_model("frames-plain").save_pretrained(folder / "model")
+    CodecFeatureExtractor(sampling_rate=16000).save_pretrained(folder / "model")
+    (folder / "recipe.yaml").write_text(
+        f"""
+model: {{folder: {folder / "model"}}}
+data: {{train: [{folder / "clips.jsonl"}], hold_out_speakers: 1, num_validation_clips: 1, crop_seconds: 0.1}}
+phases:
+  - {{steps: 6, losses: {{waveform: 10, mel: 1}}}}
+  - {{steps: 6, losses: {{waveform: 1, mel: 1, stft: 1}}, caps: {{stft: 2}}}}
+batch_size: 4
+digit_noise: {{probability: 0.5, first_step: 2, ramp_steps: 2}}
+save_minutes: 0
+"""
+    )
+    return folder
+
+
+def recipe_of(workplace, **replaced):
+    return load_recipe(workplace / "recipe.yaml", **replaced)
+
+
+def logged(output) -> list[dict]:
+    """The log without what depends on the clock."""
+    lines = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "audio_seconds_per_second"} for line in lines]
+
+
+def weights(folder) -> dict[str, torch.Tensor]:
+    return load_codec(folder).model.state_dict()
+
+
+@pytest.mark.slow
+def test_an_undisturbed_run_and_one_that_was_killed_end_alike(workplace, tmp_path, monkeypatch):
+    monkeypatch.setattr("fsqcodec.training.trainer.LOG_EVERY_STEPS", 1)
+    Trainer(recipe_of(workplace), tmp_path / "whole").run()
+    program = (
+        "from fsqcodec.training import recipe, trainer; trainer.LOG_EVERY_STEPS = 1;"
+        f"trainer.Trainer(recipe.load_recipe({str(workplace / 'recipe.yaml')!r}), {str(tmp_path / 'killed')!r}).run()"
+    )
+    log, kills = tmp_path / "killed" / "log.jsonl", 0
+    while True:
+        process = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.DEVNULL)
+        lines_before = log.read_text().count("\n") if log.exists() else 0
+        while process.poll() is None:
+            if kills < 2 and log.exists() and log.read_text().count("\n") >= lines_before + 4:
+                process.send_signal(signal.SIGKILL)
+            time.sleep(0.002)
+        if process.returncode == 0:
+            break
+        assert process.returncode == -signal.SIGKILL
+        kills += 1
+    assert kills == 2
+    assert logged(tmp_path / "killed") == logged(tmp_path / "whole")
+    whole, killed = weights(tmp_path / "whole" / "last"), weights(tmp_path / "killed" / "last")
+    assert all(torch.equal(killed[name], tensor) for name, tensor in whole.items())
+
+
+def test_only_the_decoder_is_trained_and_tokens_stay(workplace, tmp_path):
+    Trainer(recipe_of(workplace, **{"model.parts": ["decoder"]}), tmp_path).run()
+    before, after = load_codec(workplace / "model"), load_codec(tmp_path / "last")
+    for name, tensor in before.model.state_dict().items():
+        assert torch.equal(tensor, after.model.state_dict()[name]) == (not name.startswith("decoder."))
+    clip = read_audio(ENGLISH, 16000)
+    assert np.array_equal(before.encode([clip])[0], after.encode([clip])[0])
+
+
+@pytest.mark.slow
+def test_one_clip_is_learned(workplace, tmp_path):
+    phases = [{"steps": 150, "losses": {"waveform": 10}}]
+    replaced = {"phases": phases, "data.hold_out_speakers": 0, "data.train": [str(workplace / "lj0.wav")]}
+    replaced |= {"digit_noise.probability": 0.0, "optimizer": {"learning_rate": 3e-3}, "data.crop_seconds": 0.5}
+    Trainer(recipe_of(workplace, **replaced), tmp_path).run()
+    first, last = (line["waveform"] for line in (logged(tmp_path)[0], logged(tmp_path)[-1]))
+    assert last < 0.7 * first
+
+
+def test_parts_of_a_batch_add_up_to_the_whole(workplace, tmp_path):
+    """Accumulated over four parts of clips of different lengths, the gradients are those of the whole batch."""
+    gradients = {}
+    for parts in (1, 4):
+        recipe = recipe_of(workplace, accumulation_steps=parts, **{"model.parts": ["decoder"]})
+        trainer = Trainer(recipe, tmp_path / str(parts), Accelerator())
+        batch = next(trainer.accelerator_batches())
+        batch["padding_mask"][1:, 900:] = 0
+        trainer.optimizer.zero_grad = lambda: None
+        trainer.train_step(batch)
+        gradients[parts] = [parameter.grad.clone() for parameter in trainer.model.decoder.parameters()]
+    for whole, accumulated in zip(gradients[1], gradients[4]):
+        torch.testing.assert_close(accumulated, whole, rtol=1e-4, atol=1e-6)
+
+
+def test_a_folder_of_another_run_is_refused(workplace, tmp_path):
+    Trainer(recipe_of(workplace), tmp_path)
+    before = (tmp_path / "recipe.json").read_text()
+    with pytest.raises(ValueError, match="holds a run of another recipe"):
+        Trainer(recipe_of(workplace, seed=1), tmp_path)
+    assert (tmp_path / "recipe.json").read_text() == before
+
+
+def test_an_evaluation_speaker_never_trains(workplace, tmp_path):
+    trainer = Trainer(
+        recipe_of(
+            workplace,
+            **{"data.evaluation": [f"{workplace / 'clips.jsonl'}:thorsten0"], "data.hold_out_speakers": 0},
+        ),
+        tmp_path,
+    )
+    assert {clip.speaker for clip in trainer.crops.clips} == {"lj"}
+
+
+@pytest.mark.parametrize(
+    "change, complaint",
+    [
+        ({"optimiser": {}}, "'optimiser', which is no field"),
+        ({"model.preset": "l3ac-3kbps"}, "either a preset or a folder"),
+        ({"model": {"preset": "speech"}}, "there is no preset 'speech'"),
+        ({"phases": []}, "has no phases"),
+        ({"phases": [{"steps": 1, "losses": {"mos": 1}}]}, "there is no loss 'mos'"),
+        ({"phases": [{"steps": 1, "losses": {"perceptual": 1}}]}, "wants a perceptual_model"),
+        ({"batch_size": "many"}, "batch_size is 'many': int is wanted"),
+        ({"ema_decay": "1e-3"}, "a number is wanted"),
+    ],
+)
+def test_what_is_wrong_with_a_recipe_is_said(workplace, change, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        recipe_of(workplace, **change)
+
+
+def test_a_recipe_comes_back_as_it_was(workplace, tmp_path):
+    recipe = recipe_of(workplace)
+    (tmp_path / "again.yaml").write_text(json.dumps(as_dict(recipe)))
+    assert load_recipe(tmp_path / "again.yaml") == recipe
