@@ -166,6 +166,28 @@ def latency(
 
 
 @app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="YAML file, or the name of a ready recipe like speech-cpu.")],
+    output: OutputDir,
+    data: Annotated[list[str] | None, typer.Option(help="Clips, instead of the recipe's; can be repeated.")] = None,
+    folder: Annotated[str | None, typer.Option(help="Model to fine-tune, instead of the recipe's.")] = None,
+):
+    """Train a codec, or go on with a run that was interrupted: models in OUTPUT/last and OUTPUT/best.
+
+    Example: fsqcodec train speech-cpu --data clips.jsonl --output run
+    """
+    with _errors_as_sentences():
+        from fsqcodec.training.recipe import load_recipe, recipe_path
+        from fsqcodec.training.trainer import Trainer
+
+        replaced = {"data.train": data} if data else {}
+        if folder is not None:
+            replaced |= {"model.preset": None, "model.folder": folder}
+        path = Path(recipe) if recipe.endswith((".yaml", ".yml")) else recipe_path(recipe)
+        Trainer(load_recipe(path, **replaced), output).run()
+
+
+@app.command()
 def card(
     target: Annotated[str, typer.Argument(help="A model's folder, a preset, or a family like l3ac.")],
     evaluation: Annotated[Path | None, typer.Option(help="summary.json of `evaluate`, for figures.")] = None,
