@@ -8,11 +8,10 @@ import torch
 
 from fsqcodec import CodecConfig, CodecFeatureExtractor, CodecModel
 from fsqcodec.codecs import Codec
+from fsqcodec.counting import multiply_accumulates, num_parameters
 from fsqcodec.evaluation.cost import (
     _peak_bytes,
     load_codec_or_preset,
-    multiply_accumulates,
-    num_parameters,
     peak_memory,
     real_time_factors,
 )

@@ -75,6 +75,23 @@ def test_a_data_set_by_name_and_split(tmp_path, monkeypatch):
     assert_is(clip, GERMAN)
 
 
+def test_files_of_one_name_in_two_folders_keep_apart(tmp_path):
+    for folder, source in (("x", ENGLISH), ("y", GERMAN)):
+        (tmp_path / folder).mkdir()
+        shutil.copy(source, tmp_path / folder / "clip.flac")
+    first, second = find_clips([tmp_path / "x" / "clip.flac", tmp_path / "y" / "clip.flac"])
+    assert (first.name, second.name) == ("clip.flac", str(tmp_path / "y" / "clip.flac"))
+    assert_is(first, ENGLISH)
+    assert_is(second, GERMAN)
+
+
+@pytest.mark.parametrize("content", ["", "no JSON", '{"path": null}'])
+def test_a_damaged_manifest_is_named(content, tmp_path):
+    (tmp_path / "m.jsonl").write_text(content)
+    with pytest.raises(ValueError, match=r"m.jsonl (is no manifest that can be read|has a row without path)"):
+        find_clips([tmp_path / "m.jsonl"])
+
+
 def test_what_is_wrong_is_said(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere is no file, folder, glob, manifest"):
         find_clips(["nowhere"])

@@ -71,10 +71,16 @@ class ClassicalCodec(Codec):
             raise RuntimeError(f"{command[0]} failed with exit code {done.returncode}: {done.stderr.strip()[-300:]}")
 
     def _version(self) -> str | None:
-        """The first line that the encoder says about itself, if it does."""
-        done = subprocess.run([self.encoder, "--version"], capture_output=True, text=True, errors="replace")
-        said = (done.stdout + done.stderr).strip().splitlines()
-        return said[0] if done.returncode == 0 and said else None
+        """What the encoder says about itself, or else its Debian package."""
+        for command in (
+            [self.encoder, "--version"],
+            ["dpkg-query", "--show", "--showformat", "${Package} ${Version}", self.debian_package],
+        ):
+            if shutil.which(command[0]):
+                done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+                if done.returncode == 0 and done.stdout.strip():
+                    return done.stdout.strip().splitlines()[0]
+        return None
 
     def _refuse_option(self, wanted: str):
         raise ValueError(f"{self.name!r} is no codec: after the colon comes {wanted}")

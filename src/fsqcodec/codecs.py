@@ -121,7 +121,7 @@ def load_model(model: str | os.PathLike, device: str | None = None) -> PreTraine
         raise ValueError(f"the weights of {model} can't be read, truncated or damaged: {error}") from error
     except (OSError, HFValidationError) as error:
         reason = str(error).splitlines()[0]
-        raise OSError(f"no model {str(model)!r}, neither a folder here nor on the Hub: {reason}") from error
+        raise OSError(f"no model {str(model)!r}: it is no folder here, and of the Hub: {reason}") from error
     if not (callable(getattr(loaded, "encode", None)) and callable(getattr(loaded, "decode", None))):
         raise ValueError(f"{model} is a {type(loaded).__name__}, which has no encode and decode: a codec is wanted")
     return loaded.to(device).eval()

@@ -10,7 +10,7 @@ A source is one of
 
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -60,14 +60,16 @@ def find_clips(sources: Iterable[str | os.PathLike]) -> list[Clip]:
 
     Raises:
         FileNotFoundError: a source that is nothing of what the module's docstring lists.
-        ValueError: a manifest or data set without the columns, a manifest without rows that start as asked, or two
+        ValueError: a manifest that can't be read, one without the columns or without rows that start as asked, or two
             clips with one name.
     """
     clips = {}
     for source in map(os.fspath, sources):
         for clip in _clips_of(source):
+            if clip.name in clips and isinstance(clip.audio, Path) and clip.audio != clips[clip.name].audio:
+                clip = replace(clip, name=os.fspath(clip.audio))  # the same name in another folder
             if clip.name in clips:
-                raise ValueError(f"two clips are named {clip.name}: name each source once")
+                raise ValueError(f"two clips are named {clip.name}: give each source once")
             clips[clip.name] = clip
     return list(clips.values())
 
@@ -75,7 +77,7 @@ def find_clips(sources: Iterable[str | os.PathLike]) -> list[Clip]:
 def _clips_of(source: str) -> list[Clip]:
     path = Path(source)
     manifest, _, name_start = source.partition(":")
-    if manifest.endswith(MANIFEST_SUFFIXES) and os.path.isfile(manifest):
+    if manifest.lower().endswith(MANIFEST_SUFFIXES) and os.path.isfile(manifest):
         return _clips_of_manifest(Path(manifest), name_start)
     if path.exists() or any(mark in source for mark in "*?["):
         folder = path.resolve().name if path.is_dir() else ""
@@ -88,8 +90,12 @@ def _clips_of(source: str) -> list[Clip]:
 def _clips_of_manifest(path: Path, name_start: str) -> list[Clip]:
     import datasets
 
-    kind = {".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}[path.suffix]
-    rows = datasets.load_dataset(kind, data_files=os.fspath(path), split="train")
+    kind = {".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}[path.suffix.lower()]
+    try:
+        rows = datasets.load_dataset(kind, data_files=os.fspath(path), split="train")
+    except (OSError, ValueError, StopIteration, datasets.exceptions.DatasetGenerationError) as error:
+        reason = str(error.__cause__ or error) or "it holds no rows"
+        raise ValueError(f"{path} is no manifest that can be read: {reason.splitlines()[0]}") from error
     clips = [clip for clip in _clips_of_rows(rows, path.name, path.parent) if clip.name.startswith(name_start)]
     if name_start and not clips:
         raise ValueError(f"{path} has no row whose name starts with {name_start!r}: what follows the colon is compared")
@@ -112,8 +118,7 @@ def _clips_of_rows(rows, source: str, folder: Path) -> list[Clip]:
     import datasets
 
     columns = rows.column_names
-    transcripts = _first_column(rows, TRANSCRIPT_COLUMNS)
-    speakers = [None if speaker is None else str(speaker) for speaker in _first_column(rows, SPEAKER_COLUMNS)]
+    transcripts, speakers = _first_column(rows, TRANSCRIPT_COLUMNS), _first_column(rows, SPEAKER_COLUMNS)
     if "audio" in columns and not isinstance(rows.features["audio"], datasets.Value):
         name_column = next((column for column in NAME_COLUMNS if column in columns), None)
         names = rows[name_column] if name_column else [f"{source}#{number}" for number in range(len(rows))]
@@ -121,7 +126,7 @@ def _clips_of_rows(rows, source: str, folder: Path) -> list[Clip]:
 
         def load(number: int) -> Path | bytes:
             held = audio[number]["audio"]
-            return held["bytes"] or Path(held["path"])
+            return held["bytes"] or folder / held["path"]
 
         return [
             Clip(str(name), partial(load, number), transcript, speaker)
@@ -130,13 +135,16 @@ def _clips_of_rows(rows, source: str, folder: Path) -> list[Clip]:
     path_column = next((column for column in PATH_COLUMNS if column in columns), None)
     if path_column is None:
         raise ValueError(f"{source} has the columns {', '.join(columns)}: one of {', '.join(PATH_COLUMNS)} is wanted")
+    if None in rows[path_column]:
+        raise ValueError(f"{source} has a row without {path_column}: every row needs one")
     return [
         Clip(path, folder / path, transcript, speaker)
         for path, transcript, speaker in zip(rows[path_column], transcripts, speakers)
     ]
 
 
-def _first_column(rows, names: tuple[str, ...]) -> list:
-    """The first column that is there, else `None` for each row."""
+def _first_column(rows, names: tuple[str, ...]) -> list[str | None]:
+    """The first column that is there, as text, else `None` for each row."""
     column = next((name for name in names if name in rows.column_names), None)
-    return rows[column] if column else [None] * len(rows)
+    values = rows[column] if column else [None] * len(rows)
+    return [None if value is None else str(value) for value in values]

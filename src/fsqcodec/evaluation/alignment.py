@@ -8,6 +8,7 @@ from scipy.signal import correlate, correlation_lags
 from .metric import check_waveform
 
 MAX_DELAY_SECONDS = 0.05
+MAX_DELAY_SHARE = 0.1  # of the shorter waveform: what is left of a few samples can always be made to fit
 MIN_CORRELATION = 0.3
 
 
@@ -59,7 +60,7 @@ def _delay_samples(reference: np.ndarray, estimate: np.ndarray, max_delay: int) 
     reference, estimate = reference - reference.mean(), estimate - estimate.mean()
     correlation = np.abs(correlate(estimate, reference, method="fft"))
     delays = correlation_lags(len(estimate), len(reference))
-    allowed = np.abs(delays) <= min(max_delay, len(reference) - 1, len(estimate) - 1)
+    allowed = np.abs(delays) <= min(max_delay, MAX_DELAY_SHARE * min(len(reference), len(estimate)))
     correlation, delays = correlation[allowed], delays[allowed]
     norm = np.linalg.norm(reference) * np.linalg.norm(estimate)
     peak = correlation.argmax()

@@ -1,10 +1,9 @@
-"""What a codec costs: parameters, multiply-accumulates, speed and memory.
+"""What it costs to run a codec: time and memory. (What can be counted without running it: `fsqcodec.counting`.)
 
 python -m fsqcodec.evaluation.cost MODEL SECONDS [DEVICE]    # the memory, as a line of JSON
 """
 
 import json
-import math
 import os
 import subprocess
 import sys
@@ -13,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from ..codecs import Codec, TransformersCodec, load_codec
 from ..models.configuration_codec import CodecConfig
@@ -23,7 +21,6 @@ from ..presets import PRESETS
 from .dependence import noise
 
 TURNS = 5
-NUM_COUNTED_WINDOWS = 3  # enough for every layer to have met all kinds: the first, whole ones, a part of one
 
 
 def load_codec_or_preset(name: str, device: str | None = None) -> Codec:
@@ -41,30 +38,6 @@ def load_codec_or_preset(name: str, device: str | None = None) -> Codec:
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {device!r} can't be used: {str(error).splitlines()[0]}") from error
     return TransformersCodec(name, model, CodecFeatureExtractor(sampling_rate=config.sampling_rate))
-
-
-def num_parameters(model: torch.nn.Module) -> dict[str, int]:
-    """Parameters of the `total` model and of each of its parts, for a `CodecModel` encoder, quantizer and decoder."""
-    parts = {name: sum(parameter.numel() for parameter in part.parameters()) for name, part in model.named_children()}
-    return {"total": sum(parameter.numel() for parameter in model.parameters()), **parts}
-
-
-def multiply_accumulates(config: CodecConfig, seconds: float) -> dict[str, int]:
-    """Multiply-accumulates that `encode` and `decode` take for one clip of `seconds`, frames rounded up.
-
-    Counted are matrix products, convolutions and attention, as they are computed: attention includes the masked scores
-    of a tile. Norms, activations and pooling are not. Nothing is computed: meta tensors have shapes only.
-    """
-    num_frames = math.ceil(seconds * config.frame_rate)
-    with torch.device("meta"):
-        model = CodecModel(config).eval()
-    num_more_windows = max(0, num_frames // config.attention_window_size - NUM_COUNTED_WINDOWS)
-    num_frames -= num_more_windows * config.attention_window_size
-    counts = _counted(model, num_frames)
-    if num_more_windows:  # each costs the same
-        longer = _counted(model, num_frames + config.attention_window_size)
-        counts = {part: count + num_more_windows * (longer[part] - count) for part, count in counts.items()}
-    return counts
 
 
 def real_time_factors(codec: Codec, seconds: float, turns: int = TURNS) -> dict[str, dict[str, float]]:
@@ -106,17 +79,6 @@ def peak_memory(name: str, seconds: float, device: str | None = None) -> dict[st
     if run.returncode:
         raise RuntimeError(f"the memory of {name} can't be measured: {run.stderr.strip().splitlines()[-1:]}")
     return json.loads(run.stdout.splitlines()[-1])
-
-
-@torch.no_grad()
-def _counted(model: CodecModel, num_frames: int) -> dict[str, int]:
-    """For a model on the meta device. Torch counts two operations for each multiply-accumulate, and of fused attention
-    on a CPU none."""
-    with FlopCounterMode(display=False) as encode:
-        audio_codes = model.encode(torch.empty(1, 1, num_frames * model.config.hop_length, device="meta")).audio_codes
-    with FlopCounterMode(display=False) as decode:  # `model.decode` would look at the codes' values first
-        model.decoder(model.quantizer.indices_to_features(audio_codes[:, 0]), None)
-    return {"encode": encode.get_total_flops() // 2, "decode": decode.get_total_flops() // 2}
 
 
 def _measure_memory(name: str, seconds: float, device: str | None) -> dict[str, int]:

@@ -35,6 +35,11 @@ class Journal:
         if not lines:
             self._write(header)
 
+    @property
+    def has_pieces(self) -> bool:
+        """Whether anything was finished yet."""
+        return bool(self._pieces)
+
     def __contains__(self, key: str) -> bool:
         return key in self._pieces
 

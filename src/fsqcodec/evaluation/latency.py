@@ -33,17 +33,12 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from ..atomic import atomic_path
+from ..counting import multiply_accumulates, num_parameters
 from ..models.configuration_codec import CodecConfig
 from ..models.modeling_codec import CodecModel
 from ..packing import token_digest
 from ..presets import PRESETS
-from .cost import (
-    load_codec_or_preset,
-    multiply_accumulates,
-    num_parameters,
-    peak_memory,
-    real_time_factors,
-)
+from .cost import load_codec_or_preset, peak_memory, real_time_factors
 from .dependence import Dependence, decoder_changes, decoder_gradients, encoder_changes, encoder_gradients
 from .summary import commit, machine, versions
 
@@ -73,6 +68,8 @@ def measure_latency(model: str | os.PathLike, output_dir: str | os.PathLike, dev
     """
     name, output_dir = os.fspath(model), Path(output_dir)
     codec = load_codec_or_preset(name, device)
+    if codec.model is None:
+        raise ValueError(f"{name} has no tokens: latency is measured of codecs that are models")
     own_model = codec.model if isinstance(codec.model, CodecModel) else None
     measured = {
         "encoder": {"changes": lambda: encoder_changes(codec)},
@@ -95,7 +92,9 @@ def measure_latency(model: str | os.PathLike, output_dir: str | os.PathLike, dev
     report = {
         "fsqcodec_version": version("fsqcodec"),
         "commit": commit(),
-        "command": shlex.join(["fsqcodec", "latency", name] + (["--device", device] if device else [])),
+        "command": shlex.join(
+            ["fsqcodec", "latency", name, "--output", os.fspath(output_dir)] + (["--device", device] if device else [])
+        ),
         "machine": {**machine(), "threads": torch.get_num_threads(), "device": _device_name(codec.model.device)},
         "versions": versions(),
         "model": name,

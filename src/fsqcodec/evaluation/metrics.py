@@ -7,7 +7,8 @@ need an optional package raise `ImportError` where it is absent. Nothing is alig
 
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 
 import numpy as np
@@ -65,14 +66,14 @@ def compute_metrics(
 
 
 def pesq_wb(reference: np.ndarray, estimate: np.ndarray, sampling_rate: int) -> float:
-    """PESQ, wide band, MOS-LQO from 1.04 to 4.64 (ITU-T P.862.2), at 16 kHz. Below 16 kHz it is not defined, nor
+    """PESQ, wide band, MOS-LQO from about 1.0 to 4.64 (ITU-T P.862.2), at 16 kHz. Below 16 kHz it is not defined, nor
     for silence, less than a quarter of a second, and clips without an utterance."""
     return _pesq(reference, estimate, sampling_rate, 16000, "wb")
 
 
 def pesq_nb(reference: np.ndarray, estimate: np.ndarray, sampling_rate: int) -> float:
-    """PESQ, narrow band, MOS-LQO from 1.02 to 4.55 (ITU-T P.862.1), at 16 kHz, and at 8 kHz for audio below 16 kHz: the
-    two rates differ by up to 0.1. Not defined where `pesq_wb` isn't, but for rates from 8 kHz."""
+    """PESQ, narrow band, MOS-LQO from about 1.0 to 4.55 (ITU-T P.862.1), at 16 kHz, and at 8 kHz for audio below that:
+    the two differ by up to 0.1. Not defined where `pesq_wb` isn't, but for rates from 8 kHz."""
     return _pesq(reference, estimate, sampling_rate, 16000 if sampling_rate >= 16000 else 8000, "nb")
 
 
@@ -162,8 +163,12 @@ def f0_correlation(reference: np.ndarray, estimate: np.ndarray, sampling_rate: i
 
 
 def voicing_error(reference: np.ndarray, estimate: np.ndarray, sampling_rate: int) -> float:
-    """Share of the frames of 5 ms, from 0 to 1, that are voiced in one waveform only, by the F0 of `f0_correlation`."""
+    """Share of the frames of 5 ms, from 0 to 1, that are voiced in one waveform only, by the F0 of `f0_correlation`.
+    Not defined below 0.1 s of voice in the reference."""
     reference_hz, estimate_hz = _f0_hz(reference, estimate, sampling_rate)
+    num_voiced = (reference_hz > 0).sum()
+    if num_voiced < MIN_VOICED_FRAMES:
+        raise ValueError(f"{num_voiced} frames of the reference are voiced: at least {MIN_VOICED_FRAMES} are wanted")
     return ((reference_hz > 0) != (estimate_hz > 0)).mean().item()
 
 
@@ -207,12 +212,23 @@ def _stoi(reference, estimate, sampling_rate: int, extended: bool) -> float:
     too_short = "less than about 0.4 s of speech in the reference: STOI is not defined"
     if len(reference) < 0.4 * sampling_rate:
         raise ValueError(too_short)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _seeded():
         warnings.filterwarnings("error", "Not enough STFT frames", RuntimeWarning)
         try:
             return float(package.stoi(reference, estimate, sampling_rate, extended=extended))
         except RuntimeWarning as warning:
             raise ValueError(too_short) from warning
+
+
+@contextmanager
+def _seeded() -> Iterator[None]:
+    """The same random numbers for the noise that pystoi adds to ESTOI's spectra, and the state of before afterwards."""
+    state = np.random.get_state()
+    np.random.seed(0)
+    try:
+        yield
+    finally:
+        np.random.set_state(state)
 
 
 def _ratio_db(signal: np.ndarray, distortion: np.ndarray) -> float:

@@ -17,17 +17,12 @@ def rate_quality_plot(summary: dict, metrics: dict[str, str]) -> bytes:
 
     Args:
         summary: of `fsqcodec evaluate`.
-        metrics: titles by name; those that the summary lacks are left out.
+        metrics: titles by name.
     """
-    shown = {
-        name: title
-        for name, title in metrics.items()
-        if any(_mean(entry, name) is not None for entry in summary["codecs"].values())
-    }
-    figure = Figure(figsize=(4.6 * len(shown), 3.6), layout="constrained")
+    figure = Figure(figsize=(4.6 * len(metrics), 3.6), layout="constrained")
     colours = matplotlib.colormaps["tab10"]
     families = list(dict.fromkeys(_family(codec) for codec in summary["codecs"]))
-    for axes, (metric, title) in zip(np.atleast_1d(figure.subplots(1, len(shown))), shown.items()):
+    for axes, (metric, title) in zip(np.atleast_1d(figure.subplots(1, len(metrics))), metrics.items()):
         for number, family in enumerate(families):
             points = sorted(
                 (
@@ -58,20 +53,18 @@ def rate_quality_plot(summary: dict, metrics: dict[str, str]) -> bytes:
     return _png(figure)
 
 
-def spectrogram_plot(audio: dict[str, np.ndarray], sampling_rate: int) -> bytes:
-    """Spectrograms above each other, one for each waveform `(num_samples,)` by its title, at `sampling_rate` Hz.
+def spectrogram_plot(audio: list[tuple[str, np.ndarray]], sampling_rate: int) -> bytes:
+    """Spectrograms above each other, one for each title and waveform `(num_samples,)`, at `sampling_rate` Hz.
 
     All have the scale of the first: dB relative to its loudest point.
     """
     figure = Figure(figsize=(9, 1.9 * len(audio)), layout="constrained")
-    levels = {title: _levels_db(waveform, sampling_rate) for title, waveform in audio.items()}
-    loudest = next(iter(levels.values())).max()
+    levels = [_levels_db(waveform, sampling_rate) for _, waveform in audio]
+    loudest = levels[0].max()
     rows = np.atleast_1d(figure.subplots(len(audio), 1, sharex=True))
-    for axes, (title, waveform) in zip(rows, audio.items()):
+    for axes, (title, waveform), level in zip(rows, audio, levels):
         extent = (0, len(waveform) / sampling_rate, 0, sampling_rate / 2000)
-        axes.imshow(
-            levels[title] - loudest, origin="lower", aspect="auto", extent=extent, vmin=-RANGE_DB, vmax=0, cmap="magma"
-        )
+        axes.imshow(level - loudest, origin="lower", aspect="auto", extent=extent, vmin=-RANGE_DB, vmax=0, cmap="magma")
         axes.set_ylabel("kHz")
         axes.set_title(title, fontsize=9, loc="left")
     rows[-1].set_xlabel("seconds")

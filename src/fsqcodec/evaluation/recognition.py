@@ -66,8 +66,17 @@ def recognition_errors(
 def load_recognizer(
     model: str | os.PathLike, device: str | None = None
 ) -> transformers.AutomaticSpeechRecognitionPipeline:
-    """The pipeline of a speech recognition model, by folder or Hub id, on `device` (by default the CPU)."""
-    return transformers.pipeline("automatic-speech-recognition", model=os.fspath(model), device=device or "cpu")
+    """The pipeline of a speech recognition model, by folder or Hub id, on `device` (by default the CPU).
+
+    Raises `ValueError` for another kind of model, `OSError` where there is none.
+    """
+    try:
+        return transformers.pipeline("automatic-speech-recognition", model=os.fspath(model), device=device or "cpu")
+    except OSError as error:
+        raise OSError(f"no speech recognition model {str(model)!r}: {str(error).splitlines()[0]}") from error
+    except (ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{model} is no speech recognition model that Transformers knows: {reason}") from error
 
 
 def transcribe(
@@ -85,15 +94,9 @@ def error_rates(references: Sequence[str], transcripts: Sequence[str]) -> tuple[
     """Word and character error rate of all texts together, normalised. Raises `ValueError` for a reference without
     words."""
     jiwer = import_package("jiwer", "evaluation")
-    normalisation = [
-        jiwer.ToLowerCase(),
-        jiwer.SubstituteRegexes({r"[-\u2010-\u2015\s]+": " "}),
-        jiwer.RemovePunctuation(),
-        jiwer.RemoveMultipleSpaces(),
-        jiwer.Strip(),
-    ]
+    normalisation = _normalisation()
     for reference in references:
-        if not jiwer.Compose(normalisation)(reference):
+        if not has_words(reference):
             raise ValueError(f"the reference {reference!r} has no words: leave the clip out")
     words = jiwer.Compose([*normalisation, jiwer.ReduceToListOfListOfWords()])
     characters = jiwer.Compose([*normalisation, jiwer.ReduceToListOfListOfChars()])
@@ -101,3 +104,19 @@ def error_rates(references: Sequence[str], transcripts: Sequence[str]) -> tuple[
     wer = jiwer.wer(*texts, reference_transform=words, hypothesis_transform=words)
     cer = jiwer.cer(*texts, reference_transform=characters, hypothesis_transform=characters)
     return wer, cer
+
+
+def has_words(text: str | None) -> bool:
+    """Whether anything is left of a text after normalisation."""
+    return bool(text) and bool(import_package("jiwer", "evaluation").Compose(_normalisation())(text))
+
+
+def _normalisation() -> list:
+    jiwer = import_package("jiwer", "evaluation")
+    return [
+        jiwer.ToLowerCase(),
+        jiwer.SubstituteRegexes({r"[-\u2010-\u2015\s]+": " "}),
+        jiwer.RemovePunctuation(),
+        jiwer.RemoveMultipleSpaces(),
+        jiwer.Strip(),
+    ]

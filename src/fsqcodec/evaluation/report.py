@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import re
 from pathlib import Path
 
 import jinja2
@@ -11,7 +12,6 @@ from ..atomic import atomic_path
 from ..audio import read_audio_and_rate
 from .metrics import LEARNED_METRICS, METRICS
 from .plots import rate_quality_plot, spectrogram_plot
-from .run import example_path
 
 TITLES = {
     "pesq_wb": "PESQ-WB",
@@ -34,7 +34,7 @@ TITLES = {
     "visqol": "ViSQOL",
     "speaker_similarity": "speaker similarity",
 }
-PLOTTED = ("pesq_wb", "stoi", "mel_distance")
+PLOTTED = ("pesq_wb", "stoi", "mel_distance")  # or, where none of these was chosen, the first three
 
 
 def write_reports(output_dir: str | os.PathLike) -> tuple[Path, Path]:
@@ -43,7 +43,7 @@ def write_reports(output_dir: str | os.PathLike) -> tuple[Path, Path]:
     Raises `FileNotFoundError` where there is no summary.
     """
     output_dir = Path(output_dir)
-    summary = json.loads((output_dir / "summary.json").read_text())
+    summary = json.loads((output_dir / "summary.json").read_text(encoding="utf-8"))
     templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=lambda name: ".html" in name,
@@ -51,15 +51,34 @@ def write_reports(output_dir: str | os.PathLike) -> tuple[Path, Path]:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    shown = {"summary": summary, "metrics": _metric_columns(summary), "kilobits": _kilobits}
+    templates.filters["cell"] = _markdown_cell
+    shown = {
+        "summary": summary,
+        "metrics": _metric_columns(summary),
+        "kilobits": _kilobits,
+        "conditional": _conditional_bits,
+    }
     markdown = templates.get_template("report.md.jinja").render(shown)
-    examples = [_example(output_dir, summary, clip) for clip in summary["examples"]]
-    plot = _data_url(rate_quality_plot(summary, {name: TITLES[name] for name in PLOTTED}), "image/png")
+    examples = [_example(output_dir, example) for example in summary["examples"]]
+    plot = summary_plot(summary)
+    plot = plot and _data_url(plot, "image/png")
     page = templates.get_template("report.html.jinja").render(shown, examples=examples, rate_quality_plot=plot)
     for name, text in (("report.md", markdown), ("report.html", page)):
         with atomic_path(output_dir / name) as path:
-            path.write_text(text)
+            path.write_text(text, encoding="utf-8")
     return output_dir / "report.md", output_dir / "report.html"
+
+
+def summary_plot(summary: dict) -> bytes | None:
+    """The rate-quality plot of a summary as PNG; `None` where no metric has a mean."""
+    chosen = summary["settings"]["metrics"]
+    measured = [
+        name
+        for name in chosen
+        if any(codec["metrics"][name]["mean"] is not None for codec in summary["codecs"].values())
+    ]
+    plotted = [name for name in PLOTTED if name in measured] or measured[:3]
+    return rate_quality_plot(summary, {name: TITLES[name] for name in plotted}) if plotted else None
 
 
 def _metric_columns(summary: dict) -> list[dict]:
@@ -73,22 +92,31 @@ def _metric_columns(summary: dict) -> list[dict]:
     return columns
 
 
-def _example(output_dir: Path, summary: dict, clip: str) -> dict:
+def _example(output_dir: Path, example: dict) -> dict:
     """A clip's players and its spectrograms."""
-    paths = {"original": example_path(output_dir, "original", clip)}
-    paths |= {codec: example_path(output_dir, codec, clip) for codec in summary["codecs"]}
-    paths = {title: path for title, path in paths.items() if path.exists()}  # a codec may have failed on the clip
-    audio = {title: read_audio_and_rate(path) for title, path in paths.items()}
-    waveforms = {title: waveform for title, (waveform, _) in audio.items()}
+    paths = [("original", output_dir / example["original"])]
+    paths += [(codec, output_dir / path) for codec, path in example["decoded"].items()]
+    audio = [(title, *read_audio_and_rate(path)) for title, path in paths]
     return {
-        "name": clip,
-        "players": {title: _data_url(path.read_bytes(), "audio/flac") for title, path in paths.items()},
-        "spectrograms": _data_url(spectrogram_plot(waveforms, audio["original"][1]), "image/png"),
+        "name": example["clip"],
+        "players": [(title, _data_url(path.read_bytes(), "audio/flac")) for title, path in paths],
+        "spectrograms": _data_url(spectrogram_plot([each[:2] for each in audio], audio[0][2]), "image/png"),
     }
+
+
+def _markdown_cell(text: str) -> str:
+    """Text that stays in its cell, as it is."""
+    return re.sub(r"([\\|`<>*_\[\]])", r"\\\1", text.replace("\n", " "))
 
 
 def _kilobits(bits_per_second: float | None) -> str:
     return "" if bits_per_second is None else f"{bits_per_second / 1000:.2f}"
+
+
+def _conditional_bits(codebooks: list[dict]) -> str:
+    """Mean bits of a token when the one before is known."""
+    bits = [codebook["sequence"][0]["conditional_entropy"] for codebook in codebooks]
+    return "-" if None in bits else f"{sum(bits) / len(bits):.2f}"
 
 
 def _data_url(content: bytes, kind: str) -> str:

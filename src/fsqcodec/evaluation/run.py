@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 import os
-import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -28,9 +28,9 @@ from .alignment import MAX_DELAY_SECONDS, align
 from .journal import Journal
 from .learned_metrics import LEARNED_METRICS
 from .metrics import METRICS, compute_metrics
-from .recognition import error_rates, load_recognizer, transcribe
+from .recognition import error_rates, has_words, load_recognizer, transcribe
 from .robustness import robustness
-from .summary import commit, machine, summarize_codec, versions
+from .summary import RESEMBLANCE_METRIC, commit, machine, summarize_codec, versions
 from .token_statistics import token_statistics
 
 DEFAULT_METRICS = (
@@ -48,6 +48,7 @@ DEFAULT_METRICS = (
 MAX_BATCH_SIZE = 16
 MAX_BATCH_SECONDS = 64.0  # padding included
 NUM_EXAMPLES = 5  # clips whose audio is kept for the report, and on which robustness is measured
+EXAMPLE_SECONDS = 15.0  # of each, at most
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,10 @@ class Settings:
     metrics: tuple[str, ...] = DEFAULT_METRICS
     channels: Literal["mix", "refuse"] = "refuse"
     recognizer: str | None = None
+
+    def __post_init__(self):
+        for name in ("sources", "codecs", "metrics"):  # each once
+            object.__setattr__(self, name, tuple(dict.fromkeys(getattr(self, name))))
 
 
 def evaluate(
@@ -104,8 +109,10 @@ def evaluate(
         "commit": commit(),
         "command": command,
         "machine": machine(),
-        **run.header,
-        "examples": run.examples,
+        "versions": run.header["versions"],
+        "settings": run.header["settings"],
+        "data": run.header["data"],
+        "examples": [run.example(number) for number in range(len(run.examples))],
         "recognition": run.recognition_of_originals(),
         "codecs": {name: run.summarize(name) for name in settings.codecs},
     }
@@ -113,14 +120,9 @@ def evaluate(
     with atomic_path(run.output_dir / "clips.parquet") as path:
         pa.parquet.write_table(table, path, compression="zstd")
     with atomic_path(run.output_dir / "summary.json") as path:
-        path.write_text(json.dumps(summary, indent=1, allow_nan=False) + "\n")
+        path.write_text(json.dumps(summary, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     run.journal.remove()
     return summary
-
-
-def example_path(output_dir: Path, codec: str, clip: str) -> Path:
-    """Where the decoded audio of an example clip lies; of its original, with "original" for the codec."""
-    return output_dir / "audio" / _as_file_name(codec) / f"{_as_file_name(clip)}.flac"
 
 
 class _Run:
@@ -128,43 +130,51 @@ class _Run:
 
     def __init__(self, settings: Settings, output_dir: Path, device: str | None):
         self.settings, self.output_dir, self.device = settings, output_dir, device
-        clips, durations, bad_clips = _readable_clips(settings)
-        self.seconds = sum(durations)
-        self.batches = list(_batches(clips, durations))
-        self.examples = [clips[i].name for i in _spread(len(clips), NUM_EXAMPLES)]
-        named_durations = json.dumps([(clip.name, seconds) for clip, seconds in zip(clips, durations)])
-        data = {
-            "sources": list(settings.sources),
-            "num_clips": len(clips),
-            "seconds": self.seconds,
-            "digest": hashlib.sha256(named_durations.encode()).hexdigest()[:16],
-            "bad_clips": bad_clips,
-        }
+        self.clips = _readable_clips(settings)
+        self.seconds = sum(clip.seconds for clip in self.clips.readable)
+        self.batches = list(_batches(self.clips.readable))
+        self.examples = [self.clips.readable[i].clip for i in _spread(len(self.clips.readable), NUM_EXAMPLES)]
+        self.recognizer = None
+        if settings.recognizer is not None:
+            if not any(has_words(readable.clip.transcript) for readable in self.clips.readable):
+                raise ValueError("no clip has a transcript: a recognizer needs a manifest or data set with one")
+            self.recognizer = load_recognizer(settings.recognizer, device)
         asked = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(settings).items()}
-        self.header = {"settings": asked, "data": data, "versions": versions()}
+        self.header = {
+            "settings": asked,
+            "data": self.clips.facts(settings),
+            "codecs": {name: _facts(load_codec(name, "cpu")) for name in settings.codecs},
+            "versions": versions(),
+        }
         self.journal = Journal(output_dir / "journal.jsonl", self.header)
-        self.recognizer = load_recognizer(settings.recognizer, device) if settings.recognizer else None
+        if not self.journal.has_pieces:
+            self._begin()
 
     def evaluate_codec(self, name: str) -> Iterator[float]:
         """Do what is not in the journal yet; yields the seconds of audio of each batch that is done."""
         keys = [f"{name} batch {number}" for number in range(len(self.batches))]
-        if all(key in self.journal for key in [f"{name} facts", *keys, f"{name} tokens"]):
+        if all(key in self.journal for key in [*keys, f"{name} tokens"]):
             yield sum(row["seconds"] for row in self.rows(name))
             return
         codec = load_codec(name, self.device)
-        if codec.num_channels != 1:
-            raise ValueError(f"{name} has {codec.num_channels} channels: codecs of mono audio can be evaluated")
-        facts = _facts(codec)
-        if f"{name} facts" not in self.journal:
-            self.journal.add(f"{name} facts", facts)
-        if self.journal[f"{name} facts"] != facts:
-            raise ValueError(f"{name} is not what it was when this run began: give another output folder")
         for key, batch in zip(keys, self.batches):
             if key not in self.journal:
                 self.journal.add(key, list(self._evaluate_batch(codec, batch)))
             yield sum(row["seconds"] for row in self.journal[key])
         if f"{name} tokens" not in self.journal:
             self.journal.add(f"{name} tokens", self._token_facts(codec))
+
+    def example(self, number: int) -> dict:
+        """An example clip, and where its audio lies below the output folder: the original's, each codec's."""
+        clip = self.examples[number]
+        failed = {
+            name
+            for name in self.settings.codecs
+            for row in self.rows(name)
+            if row["clip"] == clip.name and row["error"]
+        }
+        decoded = {name: self._decoded_path(number, name) for name in self.settings.codecs if name not in failed}
+        return {"clip": clip.name, "original": self._original_path(number), "decoded": decoded}
 
     def rows(self, name: str) -> list[dict]:
         """The rows of `clips.parquet` of one codec."""
@@ -174,7 +184,7 @@ class _Run:
     def summarize(self, name: str) -> dict:
         """The codec's entry in `summary.json`."""
         rows = self.rows(name)
-        means = summarize_codec(self.journal[f"{name} facts"], rows, self.settings.metrics)
+        means = summarize_codec(self.header["codecs"][name], rows, self.settings.metrics)
         recognition = _error_rates([(row.get("transcript"), row.get("recognized")) for row in rows])
         return {**means, **self.journal[f"{name} tokens"], "recognition": recognition}
 
@@ -183,12 +193,20 @@ class _Run:
         if self.recognizer is None:
             return None
         if "originals" not in self.journal:
-            clips = [clip for batch in self.batches for clip in batch if clip.transcript]
+            clips = [readable.clip for readable in self.clips.readable if has_words(readable.clip.transcript)]
             heard = [transcribe([audio], rate, self.recognizer)[0] for audio, rate in map(self._read, clips)]
             self.journal.add("originals", [(clip.transcript, text) for clip, text in zip(clips, heard)])
         model = self.recognizer.model
         revision = getattr(model.config, "_commit_hash", None)
         return {"model": model.name_or_path, "revision": revision, "original": _error_rates(self.journal["originals"])}
+
+    def _begin(self):
+        """Remove what an earlier run left, and write the examples' originals."""
+        shutil.rmtree(self.output_dir / "audio", ignore_errors=True)
+        for name in ("clips.parquet", "summary.json", "report.md", "report.html"):
+            (self.output_dir / name).unlink(missing_ok=True)
+        for number, clip in enumerate(self.examples):
+            self._write_example(self._original_path(number), *self._read(clip))
 
     def _evaluate_batch(self, codec: Codec, batch: list[Clip]) -> Iterator[dict]:
         originals = [self._read(clip) for clip in batch]
@@ -196,27 +214,30 @@ class _Run:
             row = {"codec": codec.name, "clip": clip.name, "seconds": len(audio) / sampling_rate}
             row |= {"sampling_rate": sampling_rate, "error": None, "failures": {}}
             if isinstance(result, Exception):
-                yield {**row, "error": str(result)}
+                yield {**row, "error": str(result) or type(result).__name__}
                 continue
             codes, decoded = result
             decoded = resample(decoded, codec.output_sampling_rate, sampling_rate)
-            if clip.name in self.examples:
-                write_audio(example_path(self.output_dir, "original", clip.name), audio, sampling_rate)
-                write_audio(example_path(self.output_dir, codec.name, clip.name), decoded, sampling_rate)
+            if clip in self.examples:
+                path = self._decoded_path(self.examples.index(clip), codec.name)
+                self._write_example(path, decoded[: len(audio)], sampling_rate)
             aligned = align(audio, decoded, sampling_rate, MAX_DELAY_SECONDS if codec.keeps_waveform else 0.0)
-            values, reasons = compute_metrics(aligned.reference, aligned.estimate, sampling_rate, self.settings.metrics)
+            pair = aligned.reference, aligned.estimate, sampling_rate
+            values, reasons = compute_metrics(*pair, self.settings.metrics)
             reasons |= {metric: "infinite" for metric, value in values.items() if math.isinf(value)}
-            if self.recognizer is not None and clip.transcript:
-                (recognized,) = transcribe([decoded], sampling_rate, self.recognizer)
+            resemblance, _ = compute_metrics(*pair, [RESEMBLANCE_METRIC])
+            if self.recognizer is not None and has_words(clip.transcript):
+                (recognized,) = transcribe([decoded[: len(audio)]], sampling_rate, self.recognizer)
                 row |= {"transcript": clip.transcript, "recognized": recognized}
             yield {
                 **row,
                 "payload_bits": codec.num_bits(codes, row["seconds"]),
-                "delay_samples": aligned.delay_samples,
+                "delay_seconds": aligned.delay_samples / sampling_rate,
                 "length_difference": aligned.length_difference,
                 "peak": float(np.abs(decoded).max()),
                 "failures": reasons,
                 "audio_codes": codes.tolist() if codec.codebook_sizes else None,
+                "resemblance": _finite(resemblance[RESEMBLANCE_METRIC]),
                 **{metric: None if metric in reasons else value for metric, value in values.items()},
             }
 
@@ -225,8 +246,10 @@ class _Run:
         codes = [np.array(row["audio_codes"]) for row in self.rows(codec.name) if row["error"] is None]
         if not codec.codebook_sizes or not codes:
             return {"tokens": None, "robustness": None}
-        examples = [self._read(clip) for batch in self.batches for clip in batch if clip.name in self.examples]
-        examples = [resample(audio, sampling_rate, codec.input_sampling_rate) for audio, sampling_rate in examples]
+        examples = [
+            resample(audio, rate, codec.input_sampling_rate)[: round(EXAMPLE_SECONDS * codec.input_sampling_rate)]
+            for audio, rate in map(self._read, self.examples)
+        ]
         tokens = token_statistics(codes, codec.codebook_sizes, codec.frame_rate, codec.quantization_levels)
         try:
             return {"tokens": tokens, "robustness": robustness(codec, examples)}
@@ -236,23 +259,62 @@ class _Run:
     def _read(self, clip: Clip) -> tuple[np.ndarray, int]:
         return clip.read(self.settings.channels)
 
+    def _write_example(self, path: str, audio: np.ndarray, sampling_rate: int):
+        write_audio(self.output_dir / path, audio[: round(EXAMPLE_SECONDS * sampling_rate)], sampling_rate)
 
-def _readable_clips(settings: Settings) -> tuple[list[Clip], list[float], dict[str, str]]:
-    """Clips with their seconds, and the reason by name of those that can't be read."""
-    durations, bad_clips = {}, {}
-    for clip in find_clips(settings.sources):
+    def _original_path(self, number: int) -> str:
+        return f"audio/{number}/original.flac"
+
+    def _decoded_path(self, number: int, codec: str) -> str:
+        return f"audio/{number}/codec{self.settings.codecs.index(codec)}.flac"
+
+
+@dataclass(frozen=True)
+class _ReadableClip:
+    clip: Clip
+    seconds: float
+    sampling_rate: int
+    digest: str  # of its samples
+
+
+@dataclass(frozen=True)
+class _Clips:
+    """Clips that can be read, and the reason by name for the others."""
+
+    readable: list[_ReadableClip]
+    bad: dict[str, str]
+
+    def facts(self, settings: Settings) -> dict:
+        texts = [(each.clip.name, each.digest, each.clip.transcript) for each in self.readable]
+        return {
+            "sources": list(settings.sources),
+            "num_clips": len(self.readable),
+            "seconds": sum(each.seconds for each in self.readable),
+            "sampling_rates": sorted({each.sampling_rate for each in self.readable}),
+            "digest": hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16],
+            "bad_clips": self.bad,
+        }
+
+
+def _readable_clips(settings: Settings) -> _Clips:
+    readable, bad = [], {}
+    for clip in tqdm(find_clips(settings.sources), desc="reading", unit="clip", leave=False):
         try:
             audio, sampling_rate = clip.read(settings.channels)
-            durations[clip] = len(audio) / sampling_rate
         except (ValueError, OSError) as error:
-            bad_clips[clip.name] = str(error)
-    if not durations:
-        reasons = "; ".join(list(bad_clips.values())[:3])
-        raise ValueError(f"none of {len(bad_clips)} clips can be read: {reasons}")
-    return list(durations), list(durations.values()), bad_clips
+            bad[clip.name] = str(error)
+        else:
+            digest = hashlib.sha256(audio.tobytes()).hexdigest()
+            readable.append(_ReadableClip(clip, len(audio) / sampling_rate, sampling_rate, digest))
+    if not readable:
+        reasons = "; ".join(list(bad.values())[:3])
+        raise ValueError(f"there are no clips, or none that can be read: {reasons}")
+    return _Clips(readable, bad)
 
 
 def _facts(codec: Codec) -> dict:
+    if codec.num_channels != 1:
+        raise ValueError(f"{codec.name} has {codec.num_channels} channels: codecs of mono audio can be evaluated")
     return {
         "model": codec.name,
         "revision": codec.revision,
@@ -272,9 +334,12 @@ def _round_trips(
     inputs = [resample(audio, sampling_rate, codec.input_sampling_rate) for audio, sampling_rate in originals]
     try:
         codes = codec.encode(inputs)
-        lengths = [-(-len(clip) * codec.output_sampling_rate // codec.input_sampling_rate) for clip in inputs]
-        return list(zip(codes, codec.decode(codes, lengths)))
-    except (ValueError, RuntimeError) as error:
+        decoded = codec.decode(codes)
+        for audio in decoded:
+            if audio.ndim != 1 or not len(audio) or not np.isfinite(audio).all():
+                raise ValueError(f"{codec.name} decoded {audio.shape} with NaN, infinite or no samples")
+        return list(zip(codes, decoded))
+    except Exception as error:  # whatever a codec raises on one clip must not end a run over thousands
         if len(originals) == 1:
             return [error]
         return [_round_trips(codec, [original])[0] for original in originals]
@@ -282,7 +347,7 @@ def _round_trips(
 
 def _error_rates(texts: list[tuple[str, str]]) -> dict | None:
     """WER and CER of (transcript, what was recognised), of those that have both."""
-    texts = [(transcript, recognized) for transcript, recognized in texts if transcript and recognized is not None]
+    texts = [(transcript, recognized) for transcript, recognized in texts if recognized is not None]
     if not texts:
         return None
     wer, cer = error_rates(*zip(*texts))
@@ -298,13 +363,14 @@ def _table(rows: list[dict], metrics: tuple[str, ...]) -> pa.Table:
             "sampling_rate": pa.int32(),
             "error": pa.string(),
             "payload_bits": pa.float64(),
-            "delay_samples": pa.int32(),
+            "delay_seconds": pa.float64(),
             "length_difference": pa.int32(),
             "peak": pa.float64(),
             **{metric: pa.float64() for metric in metrics},
             "failures": pa.string(),
             "transcript": pa.string(),
             "recognized": pa.string(),
+            "resemblance": pa.float64(),
             "audio_codes": pa.list_(pa.list_(pa.int32())),
         }
     )
@@ -313,16 +379,15 @@ def _table(rows: list[dict], metrics: tuple[str, ...]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=schema)
 
 
-def _batches(clips: list[Clip], durations: list[float]) -> Iterator[list[Clip]]:
+def _batches(clips: list[_ReadableClip]) -> Iterator[list[Clip]]:
     """Clips of similar length, the longest first, so that what runs out of memory does so at once."""
-    by_length = sorted(zip(clips, durations), key=lambda item: -item[1])
     batch, longest = [], 0.0
-    for clip, seconds in by_length:
+    for readable in sorted(clips, key=lambda readable: -readable.seconds):
         if batch and (len(batch) == MAX_BATCH_SIZE or (len(batch) + 1) * longest > MAX_BATCH_SECONDS):
             yield batch
             batch = []
-        longest = longest if batch else seconds
-        batch.append(clip)
+        longest = longest if batch else readable.seconds
+        batch.append(readable.clip)
     yield batch
 
 
@@ -331,5 +396,5 @@ def _spread(num_items: int, num_wanted: int) -> list[int]:
     return sorted({round(i) for i in np.linspace(0, num_items - 1, min(num_wanted, num_items))})
 
 
-def _as_file_name(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9.-]+", "_", name).strip("_.")
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

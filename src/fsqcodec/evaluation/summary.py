@@ -1,14 +1,18 @@
 """`summary.json`: what was evaluated, on what, by what, and the means.
 
 fsqcodec_version, commit, command, machine, versions
-data       sources, num_clips, seconds, digest, bad_clips (reason by clip)
-settings   metrics, channels, recognizer
-codecs     by name: model, revision, digest, sampling_rate (Hz), frame_rate, codebook_sizes, nominal_bitrate and
-           measured_bitrate (bits per second of payload), warnings, num_clips, failed_clips (reason by clip),
-           delay_samples (median), length_difference (largest, samples), num_above_full_scale,
-           metrics (by name: mean, standard_error, num_clips, num_failed, reasons with their counts),
-           tokens (see `evaluation.token_statistics`), robustness (see `evaluation.robustness`),
-           recognition (wer, cer), where they apply
+settings   sources, codecs, metrics, channels, recognizer, as asked for
+data       sources, num_clips, seconds, sampling_rates (Hz), digest (of names, samples and transcripts), bad_clips
+           (reason by clip)
+examples   clip, original and decoded (by codec): files below the output folder
+recognition
+           model, revision and the errors on the originals, where a recognizer was named
+codecs     by name: model, revision, digest, sampling_rate and output_sampling_rate (Hz), frame_rate, codebook_sizes,
+           nominal_bitrate and measured_bitrate (bits per second of payload), warnings, num_clips, failed_clips (reason
+           by clip), delay_seconds (median), length_difference (largest, samples), num_above_full_scale,
+           resembles_original (false: as with random weights), metrics (by name: mean, standard_error, num_clips,
+           num_failed, reasons with their counts), tokens (see `evaluation.token_statistics`), robustness (see
+           `evaluation.robustness`; why not, in no_robustness), recognition (wer, cer, num_clips), where they apply
 """
 
 import math
@@ -30,14 +34,14 @@ PACKAGES = (
     "soxr",
     "pesq",
     "pystoi",
-    "torchmetrics",
     "pyworld",
     "jiwer",
     "speechmos",
     "visqol-python",
     "resemblyzer",
 )
-UNRECOGNISABLE = 0.3  # mean ESTOI; speech at 0.7 kbit/s has 0.6, random weights of four families 0.00 to 0.11
+RESEMBLANCE_METRIC = "estoi"  # of every clip, to tell whether decoded audio is of the original at all
+LEAST_RESEMBLANCE = 0.3  # its mean; speech at 0.7 kbit/s has 0.6, random weights of four families 0.00 to 0.11
 
 
 def summarize_codec(facts: dict, rows: list[dict], metrics: list[str]) -> dict:
@@ -48,9 +52,10 @@ def summarize_codec(facts: dict, rows: list[dict], metrics: list[str]) -> dict:
         "measured_bitrate": _ratio(sum(row["payload_bits"] for row in done), sum(row["seconds"] for row in done)),
         "num_clips": len(done),
         "failed_clips": {row["clip"]: row["error"] for row in rows if row["error"] is not None},
-        "delay_samples": float(np.median([row["delay_samples"] for row in done])) if done else None,
+        "delay_seconds": float(np.median([row["delay_seconds"] for row in done])) if done else None,
         "length_difference": max((abs(row["length_difference"]) for row in done), default=None),
         "num_above_full_scale": sum(row["peak"] > 1 for row in done),
+        "resembles_original": _resembles(done),
         "metrics": {name: _mean(name, done) for name in metrics},
     }
     return {**entry, "warnings": list(_warnings(entry))}
@@ -101,20 +106,25 @@ def _mean(name: str, rows: list[dict]) -> dict:
     }
 
 
+def _resembles(rows: list[dict]) -> bool | None:
+    """Whether decoded audio is of the originals at all; `None` where no clip can tell."""
+    values = [row["resemblance"] for row in rows if row["resemblance"] is not None]
+    return bool(np.mean(values) >= LEAST_RESEMBLANCE) if values else None
+
+
 def _warnings(entry: dict):
-    estoi = entry["metrics"].get("estoi", {}).get("mean")
-    if estoi is not None and estoi < UNRECOGNISABLE:
+    if entry["resembles_original"] is False:
         yield (
-            f"What is decoded is not the speech that was encoded (ESTOI {estoi:.2f}), as with random or foreign "
-            "weights: these figures say nothing about the quality of the architecture."
+            "What is decoded is not the speech that was encoded, as with random or foreign weights: these figures say "
+            "nothing about the quality of the architecture."
         )
     if entry["failed_clips"]:
-        yield f"{len(entry['failed_clips'])} clips failed and are left out of the means."
+        yield f"Clips that failed and are left out of the means: {len(entry['failed_clips'])}."
     incomplete = [name for name, metric in entry["metrics"].items() if metric["num_failed"]]
     if incomplete:
         yield f"The means of {', '.join(incomplete)} leave out clips on which the metric failed."
     if entry["num_above_full_scale"]:
-        yield f"In {entry['num_above_full_scale']} clips decoded audio exceeds full scale; it was measured unclipped."
+        yield f"Clips whose decoded audio exceeds full scale, measured unclipped: {entry['num_above_full_scale']}."
 
 
 def _ratio(numerator: float, denominator: float) -> float | None:

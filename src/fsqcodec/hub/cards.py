@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ..evaluation.cost import multiply_accumulates
+from ..counting import multiply_accumulates, num_parameters
 from ..models.configuration_codec import CodecConfig
 from ..models.modeling_codec import CodecModel
 from ..presets import PRESETS, list_presets
@@ -226,6 +226,8 @@ def _evaluation(summary: dict, name: str, config: CodecConfig) -> Evaluation:
     sources = ", ".join(Path(source).name if os.path.isabs(source) else source for source in data["sources"])
     split = f", split {data['split']}" if data.get("split") else ""
     measured = {metric: facts for metric, facts in entry["metrics"].items() if facts["mean"] is not None}
+    if entry.get("resembles_original") is False:
+        measured = {}  # a model-index has no place for the warning
     return Evaluation(
         version=summary["fsqcodec_version"],
         data=f"{data['num_clips']} clips, {data['seconds'] / 60:.1f} minutes, of {sources}{split} ({data['digest']})",
@@ -313,10 +315,7 @@ def _facts(fields: str) -> dict[str, str]:
         model = CodecModel(config).eval()
     window = config.attention_window_size
     counts = multiply_accumulates(config, COUNTED_SECONDS)
-    num_parameters = {
-        name: sum(parameter.numel() for parameter in module.parameters())
-        for name, module in (("all", model), ("encoder", model.encoder), ("decoder", model.decoder))
-    }
+    parameters = num_parameters(model)
     return {
         "sampling rate": f"{config.sampling_rate} Hz",
         "samples per token": f"{config.hop_length}",
@@ -331,8 +330,8 @@ def _facts(fields: str) -> dict[str, str]:
             if config.has_attention
             else {}
         ),
-        "parameters": f"{num_parameters['all']:,}",
-        "of these in encoder, decoder": f"{num_parameters['encoder']:,}, {num_parameters['decoder']:,}",
+        "parameters": f"{parameters['total']:,}",
+        "of these in encoder, decoder": f"{parameters['encoder']:,}, {parameters['decoder']:,}",
         f"multiply-accumulates to encode {COUNTED_SECONDS:g} s": f"{counts['encode'] / 1e9:.2f} G",
         f"multiply-accumulates to decode {COUNTED_SECONDS:g} s": f"{counts['decode'] / 1e9:.2f} G",
     }

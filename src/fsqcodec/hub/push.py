@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, get_token
-from huggingface_hub.errors import HfHubHTTPError, HTTPError, RepositoryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, RepositoryNotFoundError
+from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
 
@@ -48,9 +49,8 @@ def push(
         ConnectionError: no network, or the Hub's own failure.
     """
     folder = Path(folder)
+    _check_repo_id(repo_id)
     _check_folder(folder)
-    if repo_id.count("/") != 1:
-        raise ValueError(f"{repo_id!r} is no id of a model repository: user/name is wanted")
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     names = [path.relative_to(folder).as_posix() for path in paths]
     files = {
@@ -59,6 +59,17 @@ def push(
         if not any(part.startswith(".") for part in name.split("/"))
     }
     return Push(files, None if dry_run else _upload(folder, list(files), repo_id, private, revision))
+
+
+def _check_repo_id(repo_id: str):
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError:
+        valid = False
+    else:
+        valid = repo_id.count("/") == 1
+    if not valid:
+        raise ValueError(f"{repo_id!r} is no id of a model repository: user/name is wanted")
 
 
 def _check_folder(folder: Path):

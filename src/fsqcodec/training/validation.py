@@ -79,7 +79,7 @@ class Validation:
         write_audio(folder / f"{number}-original.flac", audio, sampling_rate)
         write_audio(folder / f"{number}-decoded.flac", decoded, sampling_rate)
         with atomic_path(folder / f"{number}.png") as path:
-            path.write_bytes(spectrogram_plot({"original": audio, "decoded": decoded}, sampling_rate))
+            path.write_bytes(spectrogram_plot([("original", audio), ("decoded", decoded)], sampling_rate))
 
     def _draw_curve(self):
         lines = [json.loads(line) for line in (self.output_dir / "validation.jsonl").read_text().splitlines()]

@@ -1,0 +1,47 @@
+"""What a model costs by its sizes alone: parameters and multiply-accumulates."""
+
+import math
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from .models.configuration_codec import CodecConfig
+from .models.modeling_codec import CodecModel
+
+NUM_COUNTED_WINDOWS = 3  # enough for every layer to have met all kinds: the first, whole ones, a part of one
+
+
+def num_parameters(model: torch.nn.Module) -> dict[str, int]:
+    """Parameters of the `total` model and of each of its parts, for a `CodecModel` encoder, quantizer and decoder."""
+    parts = {name: sum(parameter.numel() for parameter in part.parameters()) for name, part in model.named_children()}
+    return {"total": sum(parameter.numel() for parameter in model.parameters()), **parts}
+
+
+def multiply_accumulates(config: CodecConfig, seconds: float) -> dict[str, int]:
+    """Multiply-accumulates that `encode` and `decode` take for one clip of `seconds`, frames rounded up.
+
+    Counted are matrix products, convolutions and attention, as they are computed: attention includes the masked scores
+    of a tile (the original scores whole blocks: 44 G for 10 s where l3ac-1kbps has 42 G). Norms, activations and
+    pooling are not. Nothing is computed: meta tensors have shapes only.
+    """
+    num_frames = math.ceil(seconds * config.frame_rate)
+    with torch.device("meta"):
+        model = CodecModel(config).eval()
+    num_more_windows = max(0, num_frames // config.attention_window_size - NUM_COUNTED_WINDOWS)
+    num_frames -= num_more_windows * config.attention_window_size
+    counts = _counted(model, num_frames)
+    if num_more_windows:  # each costs the same
+        longer = _counted(model, num_frames + config.attention_window_size)
+        counts = {part: count + num_more_windows * (longer[part] - count) for part, count in counts.items()}
+    return counts
+
+
+@torch.no_grad()
+def _counted(model: CodecModel, num_frames: int) -> dict[str, int]:
+    """For a model on the meta device. Torch counts two operations for each multiply-accumulate, and of fused attention
+    on a CPU none."""
+    with FlopCounterMode(display=False) as encode:
+        audio_codes = model.encode(torch.empty(1, 1, num_frames * model.config.hop_length, device="meta")).audio_codes
+    with FlopCounterMode(display=False) as decode:  # `model.decode` would look at the codes' values first
+        model.decoder(model.quantizer.indices_to_features(audio_codes[:, 0]), None)
+    return {"encode": encode.get_total_flops() // 2, "decode": decode.get_total_flops() // 2}
