@@ -14,7 +14,7 @@ from transformers import AutoModel
 from typer.testing import CliRunner
 
 from clips import ENGLISH, GERMAN
-from fsqcodec import CodecFeatureExtractor, CodecModel
+from fsqcodec import CodecFeatureExtractor, CodecModel, list_presets
 from fsqcodec.audio import read_audio
 from fsqcodec.files import _batches
 from fsqcodec.packing import read_tokens, token_digest
@@ -221,7 +221,7 @@ def test_a_truncated_checkpoint_is_an_error(model_dir, tmp_path):
 
 
 def test_info_shows_presets_models_and_token_files(model_dir, tmp_path):
-    assert len(run("info").stdout.splitlines()) == 11
+    assert len(run("info").stdout.splitlines()) == len(list_presets())
     preset = run("info", "sqcodec-24kbps-24khz").stdout
     assert "24000 Hz" in preset
     assert "1333.33" in preset
