@@ -89,10 +89,10 @@ def test_stem_and_head_need_not_come_together():
 
 def test_speech_preset_has_the_published_size_and_no_state_beside_its_weights():
     model = CodecModel(CodecConfig.from_preset("speech-3kbps"))
-    assert 4e6 < sum(parameter.numel() for parameter in model.parameters()) < 5.5e6
+    assert 4e6 < sum(parameter.numel() for parameter in model.parameters()) < 5e6  # 20 MB in float32
     assert not list(model.buffers())
     assert model.config.encoder_lookahead_samples == 96 * (1 + 4 * 3 + 1)
-    assert model.config.decoder_lookahead_samples == 96 * (1 + 6 * 3 + 1)
+    assert model.config.decoder_lookahead_samples == 96 * (1 + 5 * 3 + 1)
 
 
 @torch.no_grad()

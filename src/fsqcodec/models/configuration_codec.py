@@ -382,7 +382,7 @@ _SPEECH = {
     "encoder_hidden_sizes": (256,),
     "encoder_depths": (4,),
     "decoder_hidden_sizes": (256,),
-    "decoder_depths": (6,),
+    "decoder_depths": (5,),
     "encoder_transformer_depths": (0, 0),
     "decoder_transformer_depths": (0, 0),
     "quantizer_bound": "tanh",
