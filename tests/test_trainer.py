@@ -16,7 +16,7 @@ from clips import ENGLISH, GERMAN
 from fsqcodec import CodecFeatureExtractor
 from fsqcodec.audio import read_audio
 from fsqcodec.codecs import load_codec
-from fsqcodec.training.recipe import as_dict, load_recipe
+from fsqcodec.training.recipe import RECIPES, as_dict, load_recipe, recipe_path
 from fsqcodec.training.trainer import Trainer
 from small_configs import small_model
 
@@ -165,3 +165,9 @@ def test_a_recipe_comes_back_as_it_was(workplace, tmp_path):
     recipe = recipe_of(workplace)
     (tmp_path / "again.yaml").write_text(json.dumps(as_dict(recipe)))
     assert load_recipe(tmp_path / "again.yaml") == recipe
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in RECIPES.glob("*.yaml")))
+def test_ready_recipes_load(name):
+    recipe = load_recipe(recipe_path(name), **{"data.train": ["recordings"]})
+    assert recipe.data.train == ("recordings",) and recipe.num_steps >= 10000
