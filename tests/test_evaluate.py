@@ -197,12 +197,15 @@ def test_nothing_of_an_earlier_run_is_shown(folder, tmp_path):
     clip, output = tmp_path / "clips" / "дом.wav", tmp_path / "out"
     settings = Settings((str(clip.parent),), (str(folder),), ("si_sdr_db",))
     soundfile.write(clip, read_audio(ENGLISH, 16000)[8000:24000], 16000)
+    (output / "audio").mkdir(parents=True)
+    (output / "audio" / "mine.wav").touch()
     assert list(evaluate(settings, output)["examples"][0]["decoded"]) == [str(folder)]
     soundfile.write(clip, 20 * read_audio(ENGLISH, 16000)[8000:24000], 16000, subtype="FLOAT")
     summary = evaluate(settings, output)
     assert summary["examples"] == [{"clip": "clips/дом.wav", "original": "audio/0/original.flac", "decoded": {}}]
     assert "[-1, 1]" in summary["codecs"][str(folder)]["failed_clips"]["clips/дом.wav"]
-    assert [path.name for path in (output / "audio" / "0").iterdir()] == ["original.flac"]
+    left = sorted(str(path.relative_to(output / "audio")) for path in (output / "audio").rglob("*.*"))
+    assert left == ["0/original.flac", "mine.wav"]
     _, page = write_reports(output)  # though nothing could be measured
     assert page.read_text().count("<audio") == 1 and "Quality over rate" not in page.read_text()
 

@@ -8,7 +8,6 @@ import hashlib
 import json
 import math
 import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -201,10 +200,13 @@ class _Run:
         return {"model": model.name_or_path, "revision": revision, "original": _error_rates(self.journal["originals"])}
 
     def _begin(self):
-        """Remove what an earlier run left, and write the examples' originals."""
-        shutil.rmtree(self.output_dir / "audio", ignore_errors=True)
-        for name in ("clips.parquet", "summary.json", "report.md", "report.html"):
-            (self.output_dir / name).unlink(missing_ok=True)
+        """Remove what an earlier run wrote, and nothing else; write the examples' originals."""
+        summary = self.output_dir / "summary.json"
+        if summary.exists():
+            earlier = json.loads(summary.read_text(encoding="utf-8"))["examples"]
+            audio = [path for example in earlier for path in (example["original"], *example["decoded"].values())]
+            for name in (*audio, "clips.parquet", "report.md", "report.html", "summary.json"):
+                (self.output_dir / name).unlink(missing_ok=True)
         for number, clip in enumerate(self.examples):
             self._write_example(self._original_path(number), *self._read(clip))
 
