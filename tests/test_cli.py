@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from clips import ENGLISH, GERMAN
 from fsqcodec import CodecFeatureExtractor, CodecModel, list_presets
 from fsqcodec.audio import read_audio
-from fsqcodec.files import _batches
+from fsqcodec.files import batches_by_length
 from fsqcodec.packing import read_tokens, token_digest
 from fsqcodec_cli import app
 from small_configs import small_model
@@ -172,7 +172,7 @@ def test_names_may_be_long_and_odd(model_dir, tmp_path):
 
 def test_batches_hold_files_of_similar_length_and_stay_small():
     durations = {Path(f"{i}"): seconds for i, seconds in enumerate([1.0] * 40 + [30.0] * 5 + [500.0])}
-    batches = list(_batches(durations))
+    batches = list(batches_by_length(durations))
     assert sorted(source for batch in batches for source in batch) == sorted(durations)
     assert all(len(batch) <= 16 for batch in batches)
     for batch in batches:

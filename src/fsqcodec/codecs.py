@@ -105,11 +105,7 @@ def load_model(model: str | os.PathLike, device: str | None = None) -> PreTraine
     Raises `ValueError` for damaged weights, for a model without `encode` and `decode` and for a device that can't be
     used, `OSError` where there is no model.
     """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {device!r} can't be used: {str(error).splitlines()[0]}") from error
+    device = usable_device(device)
     if not Path(model).is_dir():
         if model in PRESETS:
             raise ValueError(f"{model} is a preset, sizes without weights: convert a checkpoint first")
@@ -125,6 +121,16 @@ def load_model(model: str | os.PathLike, device: str | None = None) -> PreTraine
     if not (callable(getattr(loaded, "encode", None)) and callable(getattr(loaded, "decode", None))):
         raise ValueError(f"{model} is a {type(loaded).__name__}, which has no encode and decode: a codec is wanted")
     return loaded.to(device).eval()
+
+
+def usable_device(device: str | None) -> str:
+    """`device`, or by default the GPU where there is one. Raises `ValueError` for one that can't be used."""
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {device!r} can't be used: {str(error).splitlines()[0]}") from error
+    return device
 
 
 class TransformersCodec(Codec):

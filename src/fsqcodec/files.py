@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from .packing import Tokens, read_token_facts, read_tokens, token_digest, write_
 TOKEN_SUFFIX = ".safetensors"
 MAX_BATCH_SIZE = 16
 MAX_BATCH_SECONDS = 64.0  # padding included
+Item = TypeVar("Item")
 
 
 @dataclass
@@ -77,7 +78,7 @@ def encode_files(
         with _failures_reported([source], report):
             durations[source] = audio_seconds(source)
     with tqdm(total=len(durations), unit="file", desc="encode") as progress:
-        for batch in _batches(durations):
+        for batch in batches_by_length(durations):
             clips = {}
             for source in batch:
                 with _failures_reported([source], report):
@@ -198,14 +199,15 @@ def _without_existing(outputs: dict[Path, Path], overwrite: bool, report: FilesR
     return sources
 
 
-def _batches(durations: dict[Path, float]) -> Iterator[list[Path]]:
-    """Groups of files of similar length, longest first, so that what runs out of memory does so at once."""
+def batches_by_length(durations: dict[Item, float]) -> Iterator[list[Item]]:
+    """Groups of items of similar duration, in seconds, longest first, so that what runs out of memory does so at once:
+    at most `MAX_BATCH_SIZE` of them, and `MAX_BATCH_SECONDS` with padding."""
     batch = []
-    for source in sorted(durations, key=durations.get, reverse=True):
+    for item in sorted(durations, key=durations.get, reverse=True):
         longest = durations[batch[0]] if batch else 0.0
         if batch and (len(batch) == MAX_BATCH_SIZE or (len(batch) + 1) * longest > MAX_BATCH_SECONDS):
             yield batch
             batch = []
-        batch.append(source)
+        batch.append(item)
     if batch:
         yield batch

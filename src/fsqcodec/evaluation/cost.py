@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..codecs import Codec, TransformersCodec, load_codec
+from ..codecs import Codec, TransformersCodec, load_codec, usable_device
 from ..models.configuration_codec import CodecConfig
 from ..models.feature_extraction_codec import CodecFeatureExtractor
 from ..models.modeling_codec import CodecModel
@@ -32,11 +32,7 @@ def load_codec_or_preset(name: str, device: str | None = None) -> Codec:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = CodecModel(config).eval()
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        model.to(device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {device!r} can't be used: {str(error).splitlines()[0]}") from error
+    model.to(usable_device(device))
     return TransformersCodec(name, model, CodecFeatureExtractor(sampling_rate=config.sampling_rate))
 
 

@@ -23,6 +23,7 @@ from ..atomic import atomic_path
 from ..audio import resample, write_audio
 from ..codecs import Codec, load_codec
 from ..data import Clip, find_clips
+from ..files import batches_by_length
 from .alignment import MAX_DELAY_SECONDS, align
 from .journal import Journal
 from .learned_metrics import LEARNED_METRICS
@@ -44,8 +45,6 @@ DEFAULT_METRICS = (
     "f0_correlation",
     "voicing_error",
 )
-MAX_BATCH_SIZE = 16
-MAX_BATCH_SECONDS = 64.0  # padding included
 NUM_EXAMPLES = 5  # clips whose audio is kept for the report, and on which robustness is measured
 EXAMPLE_SECONDS = 15.0  # of each, at most
 
@@ -131,7 +130,7 @@ class _Run:
         self.settings, self.output_dir, self.device = settings, output_dir, device
         self.clips = _readable_clips(settings)
         self.seconds = sum(clip.seconds for clip in self.clips.readable)
-        self.batches = list(_batches(self.clips.readable))
+        self.batches = list(batches_by_length({each.clip: each.seconds for each in self.clips.readable}))
         self.examples = [self.clips.readable[i].clip for i in _spread(len(self.clips.readable), NUM_EXAMPLES)]
         self.recognizer = None
         if settings.recognizer is not None:
@@ -224,10 +223,10 @@ class _Run:
                 path = self._decoded_path(self.examples.index(clip), codec.name)
                 self._write_example(path, decoded[: len(audio)], sampling_rate)
             aligned = align(audio, decoded, sampling_rate, MAX_DELAY_SECONDS if codec.keeps_waveform else 0.0)
-            pair = aligned.reference, aligned.estimate, sampling_rate
-            values, reasons = compute_metrics(*pair, self.settings.metrics)
+            names = dict.fromkeys((*self.settings.metrics, RESEMBLANCE_METRIC))
+            values, reasons = compute_metrics(aligned.reference, aligned.estimate, sampling_rate, names)
             reasons |= {metric: "infinite" for metric, value in values.items() if math.isinf(value)}
-            resemblance, _ = compute_metrics(*pair, [RESEMBLANCE_METRIC])
+            values = {metric: None if metric in reasons else value for metric, value in values.items()}
             if self.recognizer is not None and has_words(clip.transcript):
                 (recognized,) = transcribe([decoded[: len(audio)]], sampling_rate, self.recognizer)
                 row |= {"transcript": clip.transcript, "recognized": recognized}
@@ -237,10 +236,10 @@ class _Run:
                 "delay_seconds": aligned.delay_samples / sampling_rate,
                 "length_difference": aligned.length_difference,
                 "peak": float(np.abs(decoded).max()),
-                "failures": reasons,
+                "failures": {metric: reasons[metric] for metric in self.settings.metrics if metric in reasons},
                 "audio_codes": codes.tolist() if codec.codebook_sizes else None,
-                "resemblance": _finite(resemblance[RESEMBLANCE_METRIC]),
-                **{metric: None if metric in reasons else value for metric, value in values.items()},
+                "resemblance": values[RESEMBLANCE_METRIC],
+                **{metric: values[metric] for metric in self.settings.metrics},
             }
 
     def _token_facts(self, codec: Codec) -> dict:
@@ -381,22 +380,6 @@ def _table(rows: list[dict], metrics: tuple[str, ...]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=schema)
 
 
-def _batches(clips: list[_ReadableClip]) -> Iterator[list[Clip]]:
-    """Clips of similar length, the longest first, so that what runs out of memory does so at once."""
-    batch, longest = [], 0.0
-    for readable in sorted(clips, key=lambda readable: -readable.seconds):
-        if batch and (len(batch) == MAX_BATCH_SIZE or (len(batch) + 1) * longest > MAX_BATCH_SECONDS):
-            yield batch
-            batch = []
-        longest = longest if batch else readable.seconds
-        batch.append(readable.clip)
-    yield batch
-
-
 def _spread(num_items: int, num_wanted: int) -> list[int]:
     """Positions of at most `num_wanted` items spread evenly over all."""
     return sorted({round(i) for i in np.linspace(0, num_items - 1, min(num_wanted, num_items))})
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -174,16 +174,17 @@ class RunningNorm(ClipNorm):
         if not self.training:
             return at_least_float32(self.running_mean), at_least_float32(self.running_variance)
         num_steps = x.shape[0] * x.shape[-1] if mask is None else mask.sum()
-        num_steps = _sum_of_processes(torch.as_tensor(num_steps, dtype=x.dtype, device=x.device))
-        mean = _sum_of_processes(zero_padding(x, mask).sum(dim=(0, 2)).unsqueeze(-1)) / num_steps
-        variance = _sum_of_processes(zero_padding(x - mean, mask).square().sum(dim=(0, 2)).unsqueeze(-1)) / num_steps
+        num_steps = sum_over_processes(torch.as_tensor(num_steps, dtype=x.dtype, device=x.device))
+        mean = sum_over_processes(zero_padding(x, mask).sum(dim=(0, 2)).unsqueeze(-1)) / num_steps
+        variance = sum_over_processes(zero_padding(x - mean, mask).square().sum(dim=(0, 2)).unsqueeze(-1)) / num_steps
         with torch.no_grad():
             self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
             self.running_variance.lerp_(variance.to(self.running_variance.dtype), self.momentum)
         return mean, variance
 
 
-def _sum_of_processes(x: torch.Tensor) -> torch.Tensor:
+def sum_over_processes(x: torch.Tensor) -> torch.Tensor:
+    """The sum of every process's `x`, with gradients to all of them; `x` itself without `torch.distributed`."""
     return _AllReduce.apply(x) if dist.is_available() and dist.is_initialized() else x
 
 

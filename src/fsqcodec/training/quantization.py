@@ -25,6 +25,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from ..models.convolution import sum_over_processes
 from ..models.modeling_codec import CodecModel
 from ..models.padding import zero_padding
 from ..models.precision import Float32Linear
@@ -203,28 +204,10 @@ def _mean_and_variance(z: torch.Tensor, mask: torch.Tensor | None) -> tuple[torc
     mask = torch.ones_like(z[..., 0], dtype=torch.bool) if mask is None else mask
     z = zero_padding(z, mask.unsqueeze(-1))
     count = mask.sum().to(z.dtype).expand(1)
-    *total, count = _sum_over_processes(torch.cat([z.sum(dim=(0, 1)), count])).unbind()
+    *total, count = sum_over_processes(torch.cat([z.sum(dim=(0, 1)), count])).unbind()
     mean = torch.stack(total) / count
     centred = zero_padding(z - mean, mask.unsqueeze(-1))
-    return mean, _sum_over_processes(centred.square().sum(dim=(0, 1))) / count
-
-
-def _sum_over_processes(x: torch.Tensor) -> torch.Tensor:
-    return _SumOverProcesses.apply(x) if dist.is_available() and dist.is_initialized() else x
-
-
-class _SumOverProcesses(torch.autograd.Function):
-    """The sum, in every process; its gradient is the sum of all processes' gradients."""
-
-    @staticmethod
-    def forward(ctx, x):
-        total = x.clone()
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return _SumOverProcesses.apply(gradient.contiguous())
+    return mean, sum_over_processes(centred.square().sum(dim=(0, 1))) / count
 
 
 def most_even_gain(num_levels: int) -> float:
