@@ -170,6 +170,9 @@ def train(
     recipe: Annotated[str, typer.Argument(help="YAML file, or the name of a ready recipe like speech-cpu.")],
     output: OutputDir,
     data: Annotated[list[str] | None, typer.Option(help="Clips, instead of the recipe's; can be repeated.")] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="Clips for later evaluation: neither they nor their speakers are trained on.")
+    ] = None,
     folder: Annotated[str | None, typer.Option(help="Model to fine-tune, instead of the recipe's.")] = None,
 ):
     """Train a codec, or go on with a run that was interrupted: models in OUTPUT/last and OUTPUT/best.
@@ -181,6 +184,8 @@ def train(
         from fsqcodec.training.trainer import Trainer
 
         replaced = {"data.train": data} if data else {}
+        if exclude:
+            replaced["data.evaluation"] = exclude
         if folder is not None:
             replaced |= {"model.preset": None, "model.folder": folder}
         path = Path(recipe) if recipe.endswith((".yaml", ".yml")) else recipe_path(recipe)

@@ -117,7 +117,7 @@ def test_parts_of_a_batch_add_up_to_the_whole(workplace, tmp_path):
         trainer = Trainer(recipe, tmp_path / str(parts), Accelerator())
         batch = next(trainer.accelerator_batches())
         batch["padding_mask"][1:, 900:] = 0
-        trainer.optimizer.zero_grad = lambda: None
+        trainer.optimizers[0].zero_grad = lambda: None
         trainer.train_step(batch)
         gradients[parts] = [parameter.grad.clone() for parameter in trainer.model.decoder.parameters()]
     for whole, accumulated in zip(gradients[1], gradients[4]):

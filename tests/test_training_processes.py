@@ -23,7 +23,7 @@ from fsqcodec.training.trainer import Trainer
 
 recipe, output = sys.argv[1:]
 trainer = Trainer(load_recipe(recipe), output)
-trainer.optimizer.zero_grad = lambda: None
+trainer.optimizers[0].zero_grad = lambda: None
 batch = next(trainer.accelerator_batches())
 facts = trainer.train_step(batch)
 gradients = {name: parameter.grad for name, parameter in trainer._unwrapped.named_parameters()}

@@ -61,9 +61,10 @@ class Phase:
 
 @dataclass(frozen=True)
 class Optimizer:
-    """AdamW. `one_cycle`: up from `start_share` of the learning rate over `warmup_share` of the steps and down to
+    """See `training.optimizers`. `one_cycle`: up from `start_share` of the learning rate over `warmup_share` of the steps and down to
     `final_share`, along cosines (Smith and Topin 2017, arXiv:1708.07120); `cosine`: down only."""
 
+    name: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.0
@@ -103,7 +104,7 @@ class Recipe:
         accumulation_steps: parts in which a process computes its share of the batch.
         phases: one after the other.
         ema_decay: of the average of the weights, which is what is validated and saved.
-        precision: "bf16" computes convolutions and linear layers in it, but for the quantizer and the last layer.
+        precision: "bf16" runs the wide residual units and the discriminators in it, see `training.precision`.
         perceptual_model: folder or Hub id of an audio encoder, for the loss "perceptual".
         validate_minutes, save_minutes: between validations, and between states to resume from.
         check_collapse_steps: window of tokens in which a collapse of the quantizer is looked for.

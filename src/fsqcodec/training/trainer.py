@@ -33,7 +33,9 @@ from ..models.modeling_codec import CodecModel
 from . import losses
 from .data import Crops, check_disjoint, collate, crop_batches, hold_out_speakers, without
 from .discriminators import Discriminator, adversarial_loss, discriminator_loss, feature_matching_loss
+from .optimizers import make_optimizers
 from .perceptual import PerceptualLoss
+from .precision import run_in_bf16, run_units_in_bf16
 from .quantization import CodeUseWindow, check_collapse, digit_noise_probability, prepare_quantizer
 from .recipe import Recipe, as_dict
 from .schedules import ema_weight, learning_rate_share
@@ -59,8 +61,7 @@ class Trainer:
 
     def __init__(self, recipe: Recipe, output_dir: str | os.PathLike, accelerator: Accelerator | None = None):
         self.recipe, self.output_dir = recipe, Path(output_dir)
-        precision = {"float32": "no", "bf16": "bf16"}[recipe.precision]
-        self.accelerator = accelerator or Accelerator(mixed_precision=precision)
+        self.accelerator = accelerator or Accelerator()
         self.output_dir.mkdir(parents=True, exist_ok=True)
         self._claim_output_dir()
         set_seed(recipe.seed)
@@ -68,13 +69,9 @@ class Trainer:
         self.config = model.config
         self._prepare_data()
         self.averaged = copy.deepcopy(model).eval().requires_grad_(False).to(self.accelerator.device)
-        optimizer = torch.optim.AdamW(
-            [parameter for parameter in model.parameters() if parameter.requires_grad],
-            lr=recipe.optimizer.learning_rate,
-            betas=recipe.optimizer.betas,
-            weight_decay=recipe.optimizer.weight_decay,
-        )
-        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.model, *self.optimizers = self.accelerator.prepare(model, *make_optimizers(model, recipe.optimizer))
+        if recipe.precision == "bf16":
+            run_units_in_bf16(self._unwrapped)
         self.perceptual = None
         if recipe.perceptual_model is not None:
             self.perceptual = PerceptualLoss(recipe.perceptual_model, self.config.sampling_rate)
@@ -134,8 +131,9 @@ class Trainer:
         torch.manual_seed(hash((recipe.seed, step, self.accelerator.process_index)) % 2**63)
         phase = recipe.phase(step)
         learning_rate = recipe.optimizer.learning_rate * learning_rate_share(step, recipe.num_steps, recipe.optimizer)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate
         self._unwrapped.train()
         noise = recipe.digit_noise
         if "quantizer" in recipe.model.parts:
@@ -163,8 +161,9 @@ class Trainer:
             for name, mean in means.items():
                 totals[name] = totals.get(name, 0) + mean.detach()
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), recipe.optimizer.clip_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
         self._update_average(ema_weight(step, recipe.ema_decay))
         return {"learning_rate": learning_rate, "gradient_norm": norm, "num_valid": num_valid, **totals}
 
@@ -210,6 +209,8 @@ class Trainer:
         discriminator = Discriminator(period_channels=sizes.period_channels, band_channels=sizes.band_channels)
         optimizer = torch.optim.AdamW(discriminator.parameters(), lr=sizes.learning_rate, betas=(0.8, 0.99))
         self.discriminator, self.discriminator_optimizer = self.accelerator.prepare(discriminator, optimizer)
+        if self.recipe.precision == "bf16":
+            run_in_bf16(self.discriminator)
 
     def _train_discriminator(self, batch: dict, decoded: torch.Tensor, num_valid: torch.Tensor, is_last: bool):
         mask = batch["padding_mask"]
@@ -286,7 +287,7 @@ class Trainer:
                 "seconds": self.seconds,
                 "model": self._unwrapped.state_dict(),
                 "averaged": self.averaged.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
+                "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
                 "best": self.validation.best,
                 "code_use": self.code_use.state_dict(),  # of the main process
             }
@@ -304,7 +305,8 @@ class Trainer:
         self.code_use.load_state_dict(state["code_use"])
         self._unwrapped.load_state_dict(state["model"])
         self.averaged.load_state_dict(state["averaged"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, its_state in zip(self.optimizers, state["optimizers"]):
+            optimizer.load_state_dict(its_state)
         if self.discriminator is not None:
             self.accelerator.unwrap_model(self.discriminator).load_state_dict(state["discriminator"])
             self.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])

@@ -1,0 +1,31 @@
+"""Half precision where training bears it.
+
+A decoder whose residual stream, output or tokens are rounded to bfloat16 learns to use the rounding as a source of
+noise: its losses fall, and in float32 the same weights are near silence. So only the two matrix products of wide
+residual units, which are most of the work, run in bfloat16; streams, depth-wise convolutions, the quantizer, the first
+and last layers and the narrow units near the waveform stay in float32. Validation is in float32.
+"""
+
+import torch
+from torch import nn
+
+from ..models.convolution import ConvUnit
+
+FEWEST_CHANNELS = 64  # of a unit that counts as wide
+
+
+def run_units_in_bf16(model: nn.Module):
+    """Let the matrix products of the model's wide residual units run in bfloat16, from weights that stay as they are.
+
+    Copies made before run as they did; make none afterwards, they would share these units' weights.
+    """
+    for unit in model.modules():
+        if isinstance(unit, ConvUnit) and unit.norm.normalized_shape[0] >= FEWEST_CHANNELS:
+            for linear in (unit.expand, unit.contract):
+                run_in_bf16(linear)
+
+
+def run_in_bf16(module: nn.Module):
+    """Let a module run under autocast to bfloat16, on whatever device it is then."""
+    device_type = next(module.parameters()).device.type
+    module.forward = torch.autocast(device_type, torch.bfloat16)(module.forward)
