@@ -171,7 +171,7 @@ def train(
     output: OutputDir,
     data: Annotated[list[str] | None, typer.Option(help="Clips, instead of the recipe's; can be repeated.")] = None,
     exclude: Annotated[
-        list[str] | None, typer.Option(help="Clips for later evaluation: neither they nor their speakers are trained on.")
+        list[str] | None, typer.Option(help="Clips to evaluate on later: they and their speakers are left out.")
     ] = None,
     folder: Annotated[str | None, typer.Option(help="Model to fine-tune, instead of the recipe's.")] = None,
 ):

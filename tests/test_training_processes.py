@@ -13,6 +13,7 @@ import torch
 from clips import ENGLISH
 from fsqcodec import CodecFeatureExtractor
 from fsqcodec.audio import read_audio
+from fsqcodec.codecs import load_codec
 from small_configs import small_model
 
 PROGRAM = """
@@ -29,13 +30,15 @@ facts = trainer.train_step(batch)
 gradients = {name: parameter.grad for name, parameter in trainer._unwrapped.named_parameters()}
 if trainer.accelerator.is_main_process:
     torch.save([trainer.accelerator.num_processes, gradients], f"{output}/step.pt")
+trainer.step += 1
+trainer.validate()
 trainer.accelerator.end_training()
 """
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["frames-plain", "running"])
-def test_two_processes_make_the_gradients_of_one(name, tmp_path):
+def test_two_processes_make_the_gradients_and_the_model_of_one(name, tmp_path):
     (tmp_path / "step.py").write_text(PROGRAM)
     audio = read_audio(ENGLISH, 16000)
     for number, length in enumerate((3000, 900, 2000, 3000)):  # of 1600 samples a crop: one is padded
@@ -56,6 +59,10 @@ def test_two_processes_make_the_gradients_of_one(name, tmp_path):
         torch.testing.assert_close(
             shared[key], gradient, rtol=1e-3, atol=1e-6, msg=lambda text, key=key: f"{key}: {text}"
         )
+    one, two = (load_codec(tmp_path / f"run{num_processes}" / "last").model.state_dict() for num_processes in (1, 2))
+    for key, weight in one.items():
+        if "running_" not in key:  # means over batches, which differ
+            torch.testing.assert_close(two[key], weight, rtol=1e-2, atol=1e-3)
 
 
 def launch(folder: Path, num_processes: int) -> list:

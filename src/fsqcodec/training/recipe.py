@@ -6,7 +6,7 @@ Ready ones are in `training/recipes`; `recipe_path("speech-cpu")` is the path of
 import os
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args, get_origin
 
 import yaml
 
@@ -20,8 +20,8 @@ RECIPES = Path(__file__).parent / "recipes"
 class Model:
     """What is trained: sizes of a `preset` with random weights, or the weights of a `folder` (or Hub id).
 
-    `overrides` replace fields of the preset's configuration; `parts` are trained, the others keep their weights bit for
-    bit.
+    `overrides` replace fields of its configuration; of a folder's, those that leave every weight in its place, like
+    `enhance_normalization`. `parts` are trained, the others keep their weights bit for bit.
     """
 
     preset: str | None = None
@@ -61,8 +61,8 @@ class Phase:
 
 @dataclass(frozen=True)
 class Optimizer:
-    """See `training.optimizers`. `one_cycle`: up from `start_share` of the learning rate over `warmup_share` of the steps and down to
-    `final_share`, along cosines (Smith and Topin 2017, arXiv:1708.07120); `cosine`: down only."""
+    """See `training.optimizers`. `one_cycle`: up from `start_share` of the learning rate over `warmup_share` of the
+    steps and down to `final_share`, along cosines (Smith and Topin 2017, arXiv:1708.07120); `cosine`: down only."""
 
     name: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 1e-3
@@ -108,6 +108,7 @@ class Recipe:
         perceptual_model: folder or Hub id of an audio encoder, for the loss "perceptual".
         validate_minutes, save_minutes: between validations, and between states to resume from.
         check_collapse_steps: window of tokens in which a collapse of the quantizer is looked for.
+        trackers: of accelerate, like "tensorboard", that get what is logged.
     """
 
     model: Model
@@ -125,6 +126,7 @@ class Recipe:
     validate_minutes: float = 10.0
     save_minutes: float = 5.0
     check_collapse_steps: int = 50
+    trackers: tuple[str, ...] = ()
 
     @property
     def num_steps(self) -> int:
@@ -210,7 +212,10 @@ def _value(kind, value, where: str):
     if kind is float and isinstance(value, (int, float)):
         return float(value)
     if isinstance(value, list):
-        return tuple(value)
+        each_kind = get_args(kind)[0] if get_args(kind) else None
+        return tuple(_value(each_kind, each, where) for each in value)
+    if get_origin(kind) is Literal and value not in get_args(kind):
+        raise ValueError(f"{where} is {value!r}: one of {', '.join(get_args(kind))} is wanted")
     if kind in (int, bool, dict) and not isinstance(value, kind):
         raise ValueError(f"{where} is {value!r}: {kind.__name__} is wanted")
     if kind is float:

@@ -16,7 +16,7 @@ import copy
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -33,15 +33,17 @@ from ..models.modeling_codec import CodecModel
 from . import losses
 from .data import Crops, check_disjoint, collate, crop_batches, hold_out_speakers, without
 from .discriminators import Discriminator, adversarial_loss, discriminator_loss, feature_matching_loss
+from .normalization import recalibrate_norms
 from .optimizers import make_optimizers
 from .perceptual import PerceptualLoss
 from .precision import run_in_bf16, run_units_in_bf16
-from .quantization import CodeUseWindow, check_collapse, digit_noise_probability, prepare_quantizer
+from .quantization import CodeUseWindow, check_collapse, digit_noise_probability, prepare_quantizer, recalibrate
 from .recipe import Recipe, as_dict
 from .schedules import ema_weight, learning_rate_share
 from .validation import Validation
 
 LOG_EVERY_STEPS = 10
+PARTS = ("encoder", "quantizer", "decoder")
 NUM_CALIBRATION_CROPS = 96
 
 
@@ -61,7 +63,7 @@ class Trainer:
 
     def __init__(self, recipe: Recipe, output_dir: str | os.PathLike, accelerator: Accelerator | None = None):
         self.recipe, self.output_dir = recipe, Path(output_dir)
-        self.accelerator = accelerator or Accelerator()
+        self.accelerator = accelerator or Accelerator(log_with=recipe.trackers or None, project_dir=self.output_dir)
         self.output_dir.mkdir(parents=True, exist_ok=True)
         self._claim_output_dir()
         set_seed(recipe.seed)
@@ -69,6 +71,7 @@ class Trainer:
         self.config = model.config
         self._prepare_data()
         self.averaged = copy.deepcopy(model).eval().requires_grad_(False).to(self.accelerator.device)
+        self.accelerator.init_trackers("training")
         self.model, *self.optimizers = self.accelerator.prepare(model, *make_optimizers(model, recipe.optimizer))
         if recipe.precision == "bf16":
             run_units_in_bf16(self._unwrapped)
@@ -134,7 +137,8 @@ class Trainer:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate
-        self._unwrapped.train()
+        for name in PARTS:
+            getattr(self._unwrapped, name).train(name in recipe.model.parts)
         noise = recipe.digit_noise
         if "quantizer" in recipe.model.parts:
             self._unwrapped.quantizer.noise_probability = digit_noise_probability(
@@ -169,13 +173,25 @@ class Trainer:
 
     def validate(self):
         """Measure the averaged weights on the held-out clips and save them to last/, and to best/ if they are."""
+        if "quantizer" in self.recipe.model.parts:
+            recalibrate(self.averaged, self._calibration_batches())
+        if "decoder" in self.recipe.model.parts:
+            recalibrate_norms(self.averaged, self._calibration_batches())
         if self.accelerator.is_main_process:
-            calibration = [
-                {name: tensor.to(self.accelerator.device) for name, tensor in collate(crops).items()}
-                for crops in _chunks([self.crops[k] for k in range(NUM_CALIBRATION_CROPS)], self.recipe.batch_size)
-            ]
-            self.validation(self.averaged, calibration, self.step, self.seconds)
+            self._track(self.validation(self.averaged, self.step, self.seconds))
         self.accelerator.wait_for_everyone()
+
+    def _calibration_batches(self) -> Iterator[dict[str, torch.Tensor]]:
+        """The first crops of the stream: this process's share, as many as every other's."""
+        num_processes = self.accelerator.num_processes
+        numbers = range(self.accelerator.process_index, NUM_CALIBRATION_CROPS // num_processes * num_processes, num_processes)
+        for chunk in _chunks(numbers, self.recipe.batch_size):
+            batch = collate([self.crops[k] for k in chunk])
+            yield {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
+
+    def _track(self, values: dict[str, float | None]):
+        """Give numbers to the trackers of accelerate."""
+        self.accelerator.log({name: value for name, value in values.items() if value is not None}, step=self.step)
 
     @property
     def _unwrapped(self) -> CodecModel:
@@ -262,6 +278,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             with (self.output_dir / "log.jsonl").open("a") as file:
                 file.write(json.dumps(line) + "\n")
+            self._track({name: value for name, value in line.items() if isinstance(value, (int, float))})
             progress.set_postfix_str(f"{hours:.1f} h of audio, {line['audio_seconds_per_second']:.1f} s/s")
 
     def _due(self, since: float, minutes: float) -> bool:
@@ -322,11 +339,26 @@ def _initial_model(recipe: Recipe) -> CodecModel:
         model = load_model(recipe.model.folder, device="cpu")
         if not isinstance(model, CodecModel):
             raise ValueError(f"{recipe.model.folder} is a {type(model).__name__}: only a CodecModel can be trained")
+        if recipe.model.overrides:
+            model = _moved(model, recipe.model.overrides)
     if "quantizer" in recipe.model.parts:
         prepare_quantizer(model)
-    for name in ("encoder", "quantizer", "decoder"):
+    for name in PARTS:
         getattr(model, name).requires_grad_(name in recipe.model.parts)
     return model.train()
+
+
+def _moved(model: CodecModel, overrides: dict) -> CodecModel:
+    """A model with the same weights and another configuration; statistics of running norms may be new."""
+    moved = CodecModel(CodecConfig.from_dict(model.config.to_dict() | overrides))
+    weights, places = model.state_dict(), moved.state_dict()
+    new = {name for name in places.keys() - weights.keys() if not name.split(".")[-1].startswith("running_")}
+    misfits = sorted(new | (weights.keys() - places.keys()))
+    misfits += [name for name in weights.keys() & places.keys() if weights[name].shape != places[name].shape]
+    if misfits:
+        raise ValueError(f"with {overrides} the model's {misfits[0]} has no place: train from a preset instead")
+    moved.load_state_dict(weights, strict=False)
+    return moved
 
 
 def _split(batch: dict[str, torch.Tensor], num_parts: int) -> list[dict[str, torch.Tensor]]:
@@ -334,7 +366,7 @@ def _split(batch: dict[str, torch.Tensor], num_parts: int) -> list[dict[str, tor
     return [dict(zip(chunks, parts)) for parts in zip(*chunks.values())]
 
 
-def _chunks(items: list, size: int) -> Iterator[list]:
+def _chunks(items: Sequence, size: int) -> Iterator[list]:
     for start in range(0, len(items), size):
         yield items[start : start + size]
 

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from ..evaluation.plots import spectrogram_plot
 from ..hub.cards import CARD_NAME, model_card
 from ..models.feature_extraction_codec import CodecFeatureExtractor
 from ..models.modeling_codec import CodecModel
-from .quantization import TrainingQuantizer, folded, recalibrate
+from .quantization import TrainingQuantizer, folded
 
 METRICS = ("pesq_wb", "stoi", "mel_distance", "si_sdr_db")
 NUM_SAMPLES = 2  # clips that are written
@@ -37,17 +38,13 @@ class Validation:
         self.clips, self.output_dir = clips, output_dir
         self.best: float | None = None  # PESQ-WB of best/
 
-    def __call__(self, model: CodecModel, calibration: list[dict[str, torch.Tensor]], step: int, seconds: float):
-        """Measure `model` at a step, after `seconds` of training; a quantizer in training is recalibrated on
-        `calibration`, batches of `CodecModel.encode`."""
-        if not isinstance(model.quantizer, TrainingQuantizer):
-            self._measure_and_save(model, step, seconds)
-            return
-        recalibrate(model, calibration)
-        with folded(model):
-            self._measure_and_save(model, step, seconds)
+    def __call__(self, model: CodecModel, step: int, seconds: float) -> dict[str, float | None]:
+        """Measure `model` at a step, after `seconds` of training, and save it, in its published architecture. Returns
+        the means of `METRICS`."""
+        with folded(model) if isinstance(model.quantizer, TrainingQuantizer) else nullcontext():
+            return self._measure_and_save(model, step, seconds)
 
-    def _measure_and_save(self, model: CodecModel, step: int, seconds: float):
+    def _measure_and_save(self, model: CodecModel, step: int, seconds: float) -> dict[str, float | None]:
         extractor = CodecFeatureExtractor(sampling_rate=model.config.sampling_rate)
         means = self._measure(TransformersCodec("last", model, extractor))
         with (self.output_dir / "validation.jsonl").open("a") as file:
@@ -58,6 +55,7 @@ class Validation:
             self.best = score
             _save(model, extractor, self.output_dir / "best")
         self._draw_curve()
+        return means
 
     def _measure(self, codec: TransformersCodec) -> dict[str, float | None]:
         values = {name: [] for name in METRICS}
