@@ -10,8 +10,8 @@ from ..models.modeling_codec import CodecModel
 
 @torch.no_grad()
 def recalibrate_norms(model: CodecModel, batches: Iterable[dict[str, torch.Tensor]]):
-    """Replace the constants of every `RunningNorm` by the mean statistics of `batches`, each normalised by its own as in
-    training. Without such a norm nothing happens.
+    """Replace the constants of every `RunningNorm` by the mean statistics of `batches`, each normalised by its own, as
+    in training. Without such a norm nothing happens.
 
     For weights that were averaged, and for a decoder that normalised over the clip and shall stream.
 

@@ -183,9 +183,9 @@ class Trainer:
 
     def _calibration_batches(self) -> Iterator[dict[str, torch.Tensor]]:
         """The first crops of the stream: this process's share, as many as every other's."""
-        num_processes = self.accelerator.num_processes
-        numbers = range(self.accelerator.process_index, NUM_CALIBRATION_CROPS // num_processes * num_processes, num_processes)
-        for chunk in _chunks(numbers, self.recipe.batch_size):
+        num_crops = NUM_CALIBRATION_CROPS // self.accelerator.num_processes
+        first = num_crops * self.accelerator.process_index
+        for chunk in _chunks(range(first, first + num_crops), self.recipe.batch_size):
             batch = collate([self.crops[k] for k in chunk])
             yield {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
 
