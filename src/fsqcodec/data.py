@@ -3,7 +3,8 @@
 A source is one of
     a file, a folder (searched for audio), or a glob;
     a manifest: .jsonl, .csv or .parquet with a column `path` or `file_name` (relative to the manifest) or `audio`, and
-    perhaps `transcript` or `text`, and `speaker`; `manifest.jsonl:speech/` takes the rows whose names start so;
+    perhaps `transcript` or `text`, `speaker`, `source` and `license`; `manifest.jsonl:speech/` takes the rows whose
+    names start so;
     a data set of the Hub, or one that `datasets.load_dataset` knows: `org/name`, `org/name:split`,
     `org/name:config:split`, with an audio column.
 """
@@ -20,8 +21,12 @@ from .audio import AUDIO_SUFFIXES, audio_seconds, read_audio_and_rate
 from .files import resolve_files
 
 MANIFEST_SUFFIXES = (".jsonl", ".csv", ".parquet")
-TRANSCRIPT_COLUMNS = ("transcript", "text", "transcription", "sentence")
-SPEAKER_COLUMNS = ("speaker", "speaker_id")
+FACT_COLUMNS = (  # of a clip: each fact's possible columns, the facts in the order of `Clip`
+    ("transcript", "text", "transcription", "sentence"),
+    ("speaker", "speaker_id"),
+    ("source",),
+    ("license",),
+)
 NAME_COLUMNS = ("id", "path", "file")
 PATH_COLUMNS = ("path", "file_name", "audio")
 
@@ -35,12 +40,16 @@ class Clip:
         audio: the file, or a function that returns it or what it holds.
         transcript: what is said, where the data tells.
         speaker: who says it, where the data tells.
+        source: the corpus it comes from, where the data tells.
+        license: of this corpus, where the data tells.
     """
 
     name: str
     audio: Path | Callable[[], Path | bytes]
     transcript: str | None = None
     speaker: str | None = None
+    source: str | None = None
+    license: str | None = None
 
     @property
     def seconds(self) -> float:
@@ -118,7 +127,7 @@ def _clips_of_rows(rows, source: str, folder: Path) -> list[Clip]:
     import datasets
 
     columns = rows.column_names
-    transcripts, speakers = _first_column(rows, TRANSCRIPT_COLUMNS), _first_column(rows, SPEAKER_COLUMNS)
+    facts = list(zip(*(_first_column(rows, names) for names in FACT_COLUMNS)))
     if "audio" in columns and not isinstance(rows.features["audio"], datasets.Value):
         name_column = next((column for column in NAME_COLUMNS if column in columns), None)
         names = rows[name_column] if name_column else [f"{source}#{number}" for number in range(len(rows))]
@@ -129,18 +138,14 @@ def _clips_of_rows(rows, source: str, folder: Path) -> list[Clip]:
             return held["bytes"] or folder / held["path"]
 
         return [
-            Clip(str(name), partial(load, number), transcript, speaker)
-            for number, (name, transcript, speaker) in enumerate(zip(names, transcripts, speakers))
+            Clip(str(name), partial(load, number), *of_row) for number, (name, of_row) in enumerate(zip(names, facts))
         ]
     path_column = next((column for column in PATH_COLUMNS if column in columns), None)
     if path_column is None:
         raise ValueError(f"{source} has the columns {', '.join(columns)}: one of {', '.join(PATH_COLUMNS)} is wanted")
     if None in rows[path_column]:
         raise ValueError(f"{source} has a row without {path_column}: every row needs one")
-    return [
-        Clip(path, folder / path, transcript, speaker)
-        for path, transcript, speaker in zip(rows[path_column], transcripts, speakers)
-    ]
+    return [Clip(path, folder / path, *of_row) for path, of_row in zip(rows[path_column], facts)]
 
 
 def _first_column(rows, names: tuple[str, ...]) -> list[str | None]:

@@ -22,6 +22,7 @@ from ..models.modeling_codec import CodecModel
 from ..presets import PRESETS, list_presets
 
 CARD_NAME = "README.md"
+TRAINING_RECORD = "training.json"  # which the trainer puts into the folders that it saves
 TEMPLATE = Path(__file__).parent / "card.md.jinja"
 PAPER = "https://arxiv.org/abs/2504.04949"
 COUNTED_SECONDS = 10.0  # the clip that multiply-accumulates are counted for, as the paper does
@@ -133,6 +134,7 @@ class Provenance:
         published: whether they are the authors' published weights.
         verification: the paragraph that the conversion wrote.
         front_matter: what the folder's card states and a new one keeps, those of `CARRIED_FIELDS`.
+        training: what the trainer recorded.
     """
 
     title: str
@@ -140,13 +142,15 @@ class Provenance:
     published: bool = False
     verification: str | None = None
     front_matter: dict = field(default_factory=dict)
+    training: dict | None = None
 
     @classmethod
     def of_folder(cls, folder: Path) -> "Provenance":
-        """What the folder's README.md says; nothing but the folder's name where there is none."""
-        name = folder.resolve().name
+        """What the folder's README.md and training.json say; nothing but the folder's name where there is neither."""
+        name, record = folder.resolve().name, folder / TRAINING_RECORD
+        training = json.loads(record.read_text()) if record.is_file() else None
         if not (folder / CARD_NAME).is_file():
-            return cls(name)
+            return cls(name, training=training)
         card = ModelCard.load(folder / CARD_NAME)
         title = re.search(r"^# (.+)$", card.text, re.MULTILINE)
         verification = re.search(rf"^.*{VERIFICATION}.*$", card.text, re.MULTILINE)
@@ -157,6 +161,7 @@ class Provenance:
             published=family is not None and title is not None and title[1] in list_presets(family),
             verification=verification[0] if verification else None,
             front_matter={key: value for key, value in card.data.to_dict().items() if key in CARRIED_FIELDS},
+            training=training,
         )
 
 
@@ -295,6 +300,7 @@ def _render(
         path=presets[0] if presets else "path/of/this/folder",
         presets=presets,
         evaluation=evaluation,
+        training=provenance.training,
         license=front_matter.get("license"),
         datasets=front_matter.get("datasets"),
         authors_figures={name: AUTHORS_FIGURES[name] for name in published if name in AUTHORS_FIGURES},

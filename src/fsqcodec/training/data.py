@@ -227,6 +227,25 @@ def hold_out_speakers(clips: Iterable[Clip], num_speakers: int, seed: int) -> tu
     )
 
 
+def corpora(clips: Iterable[Clip]) -> list[dict]:
+    """What the clips are taken from, most first: `source` and `license` as the data tells them, or `None`, `num_clips`,
+    `num_speakers` (known ones) and `hours` of each."""
+    groups: dict[tuple, list[Clip]] = {}
+    for clip in clips:
+        groups.setdefault((clip.source, clip.license), []).append(clip)
+    rows = [
+        {
+            "source": source,
+            "license": license,
+            "num_clips": len(group),
+            "num_speakers": len({clip.speaker for clip in group} - {None}),
+            "hours": sum(clip.seconds for clip in group) / 3600,
+        }
+        for (source, license), group in groups.items()
+    ]
+    return sorted(rows, key=lambda row: -row["hours"])
+
+
 def _membership(clips: Iterable[Clip]):
     """A function that tells whether a clip, or its speaker, is among `clips`."""
     clips = list(clips)

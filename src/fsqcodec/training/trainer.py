@@ -18,6 +18,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -31,7 +32,7 @@ from ..data import find_clips
 from ..models.configuration_codec import CodecConfig
 from ..models.modeling_codec import CodecModel
 from . import losses
-from .data import Crops, check_disjoint, collate, crop_batches, hold_out_speakers, without
+from .data import Crops, check_disjoint, collate, corpora, crop_batches, hold_out_speakers, without
 from .discriminators import Discriminator, adversarial_loss, discriminator_loss, feature_matching_loss
 from .normalization import recalibrate_norms
 from .optimizers import make_optimizers
@@ -178,7 +179,7 @@ class Trainer:
         if "decoder" in self.recipe.model.parts:
             recalibrate_norms(self.averaged, self._calibration_batches())
         if self.accelerator.is_main_process:
-            self._track(self.validation(self.averaged, self.step, self.seconds))
+            self._track(self.validation(self.averaged, self._record()))
         self.accelerator.wait_for_everyone()
 
     def _calibration_batches(self) -> Iterator[dict[str, torch.Tensor]]:
@@ -188,6 +189,22 @@ class Trainer:
         for chunk in _chunks(range(first, first + num_crops), self.recipe.batch_size):
             batch = collate([self.crops[k] for k in chunk])
             yield {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
+
+    def _record(self) -> dict:
+        """What the card of a saved model tells of its training."""
+        return {
+            "fsqcodec_version": version("fsqcodec"),
+            "step": self.step,
+            "minutes": self.seconds / 60,
+            "hours_of_audio": self._hours_of_audio(),
+            "device": self.accelerator.device.type,
+            "num_processes": self.accelerator.num_processes,
+            "data": corpora(self.crops.clips),
+            "recipe": as_dict(self.recipe),
+        }
+
+    def _hours_of_audio(self) -> float:
+        return self.step * self.recipe.batch_size * self.recipe.data.crop_seconds / 3600
 
     def _track(self, values: dict[str, float | None]):
         """Give numbers to the trackers of accelerate."""
@@ -266,7 +283,7 @@ class Trainer:
 
     def _log(self, facts: dict, progress: tqdm):
         use = self.code_use.use()
-        hours = self.step * self.recipe.batch_size * self.recipe.data.crop_seconds / 3600
+        hours = self._hours_of_audio()
         line = {
             "step": self.step,
             "hours_of_audio": hours,

@@ -16,7 +16,7 @@ from ..data import Clip
 from ..evaluation.alignment import align
 from ..evaluation.metrics import compute_metrics
 from ..evaluation.plots import spectrogram_plot
-from ..hub.cards import CARD_NAME, model_card
+from ..hub.cards import CARD_NAME, TRAINING_RECORD, model_card
 from ..models.feature_extraction_codec import CodecFeatureExtractor
 from ..models.modeling_codec import CodecModel
 from .quantization import TrainingQuantizer, folded
@@ -37,22 +37,22 @@ class Validation:
         self.clips, self.output_dir = clips, output_dir
         self.best: float | None = None  # PESQ-WB of best/
 
-    def __call__(self, model: CodecModel, step: int, seconds: float) -> dict[str, float | None]:
-        """Measure `model` at a step, after `seconds` of training, and save it, in its published architecture. Returns
-        the means of `METRICS`."""
+    def __call__(self, model: CodecModel, record: dict) -> dict[str, float | None]:
+        """Measure `model` and save it, in its published architecture, with a record of its training, which tells `step`
+        and `minutes`. Returns the means of `METRICS`."""
         with folded(model) if isinstance(model.quantizer, TrainingQuantizer) else nullcontext():
-            return self._measure_and_save(model, step, seconds)
+            return self._measure_and_save(model, record)
 
-    def _measure_and_save(self, model: CodecModel, step: int, seconds: float) -> dict[str, float | None]:
+    def _measure_and_save(self, model: CodecModel, record: dict) -> dict[str, float | None]:
         extractor = CodecFeatureExtractor(sampling_rate=model.config.sampling_rate)
         means = self._measure(TransformersCodec("last", model, extractor))
         with (self.output_dir / "validation.jsonl").open("a") as file:
-            file.write(json.dumps({"step": step, "minutes": seconds / 60, **means}) + "\n")
-        _save(model, extractor, self.output_dir / "last")
+            file.write(json.dumps({"step": record["step"], "minutes": record["minutes"], **means}) + "\n")
+        _save(model, extractor, record, self.output_dir / "last")
         score = means.get("pesq_wb")
         if score is not None and (self.best is None or score > self.best):
             self.best = score
-            _save(model, extractor, self.output_dir / "best")
+            _save(model, extractor, record, self.output_dir / "best")
         self._draw_curve()
         return means
 
@@ -89,7 +89,7 @@ class Validation:
             figure.savefig(path, format="png", dpi=100)
 
 
-def _save(model: CodecModel, extractor: CodecFeatureExtractor, folder: Path):
+def _save(model: CodecModel, extractor: CodecFeatureExtractor, record: dict, folder: Path):
     """Replace a saved folder by one that is complete."""
     replaced = folder.with_name(f".replaced-{folder.name}-{os.getpid()}")
     if folder.exists():
@@ -97,5 +97,6 @@ def _save(model: CodecModel, extractor: CodecFeatureExtractor, folder: Path):
     with atomic_folder(folder) as unfinished:
         model.save_pretrained(unfinished)
         extractor.save_pretrained(unfinished)
+        (unfinished / TRAINING_RECORD).write_text(json.dumps(record, indent=1) + "\n")
         (unfinished / CARD_NAME).write_text(model_card(unfinished))
     shutil.rmtree(replaced, ignore_errors=True)
