@@ -2,9 +2,7 @@
 
     python examples/demo.py
 
-Uses demo/codec-1kbps if the published weights have been converted to it (see the README). If not, it makes a checkpoint
-with random weights in the original's file format, converts that to demo/codec-1kbps-random and uses it: then everything
-works, but the output only follows the input's pauses and is not speech.
+The model is the one that comes with the package.
 """
 
 import time
@@ -16,25 +14,17 @@ from transformers import AutoFeatureExtractor, AutoModel
 
 import fsqcodec
 from fsqcodec.audio import read_audio, write_audio
-from fsqcodec.conversion.originals import OriginalCodec
 from fsqcodec.packing import pack
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
-PRESET = "l3ac-1kbps"
 CLIP = Path(__file__).parent / "audio" / "lj_gutenberg.flac"
 OUTPUT_DIR = Path("demo")
-MODEL_DIR = OUTPUT_DIR / "codec-1kbps"
-RANDOM_MODEL_DIR = OUTPUT_DIR / "codec-1kbps-random"
 
 
 def main():
-    model_dir = MODEL_DIR if MODEL_DIR.exists() else RANDOM_MODEL_DIR
-    if model_dir == RANDOM_MODEL_DIR:
-        print(f"no {MODEL_DIR}, using RANDOM weights: tokens and timings are real, the decoded audio is not speech")
-        if not RANDOM_MODEL_DIR.exists():
-            make_random_model()
+    model_dir = fsqcodec.bundled_checkpoint()
     model = AutoModel.from_pretrained(model_dir, dtype=torch.float32)
     feature_extractor = AutoFeatureExtractor.from_pretrained(model_dir)
     sampling_rate = model.config.sampling_rate
@@ -60,18 +50,6 @@ def main():
     write_audio(OUTPUT_DIR / "out.wav", decoded_audio, sampling_rate)
     plot({"input": audio, "decoded": decoded_audio}, sampling_rate, OUTPUT_DIR / "out.png")
     print(f"wrote {OUTPUT_DIR / 'out.wav'} and {OUTPUT_DIR / 'out.png'}")
-
-
-def make_random_model():
-    """A checkpoint as the original package writes it, with random weights, and its conversion."""
-    config = fsqcodec.CodecConfig.from_preset(PRESET)
-    original = OriginalCodec("l3ac", config)
-    original.randomize(seed=0, clip=read_audio(CLIP, config.sampling_rate))
-    original.save(OUTPUT_DIR / "original-1kbps-random")
-    # sizes and not the preset's name, which stands for the published weights
-    fsqcodec.convert_checkpoint(
-        "l3ac", OUTPUT_DIR / "original-1kbps-random", RANDOM_MODEL_DIR, config=config, verify=True
-    )
 
 
 def plot(waveforms: dict, sampling_rate: int, path: Path):

@@ -1,5 +1,6 @@
 """The stream of crops can be taken up anywhere, hears every clip in all its parts, and none that is evaluated."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,9 @@ from fsqcodec.training.data import (
     Crops,
     check_disjoint,
     collate,
+    corpora,
     crop_batches,
+    hold_out_clips,
     hold_out_speakers,
     level_normalized,
     without,
@@ -202,6 +205,30 @@ def test_held_out_speakers_are_whole_and_drawn_by_the_seed():
 
 
 @pytest.mark.skipif(not SHARED_MANIFEST.exists(), reason=f"needs the speech that {SHARED_MANIFEST} lists")
+def test_clips_are_held_out_where_speakers_are_unknown():
+    clips = [Clip(str(number), Path(f"{number}.wav")) for number in range(40)]
+    training, validation = hold_out_clips(clips, 24, seed=0)
+    assert len(validation) == 4 and sorted(training + validation, key=clips.index) == clips
+    assert hold_out_clips(clips[:9], 24, seed=0) == (clips[:9], [])
+    assert len(hold_out_clips(clips, 2, seed=0)[1]) == 2
+
+
+def test_corpora_are_counted_with_their_licences(tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.zeros(8000), 8000)
+    soundfile.write(tmp_path / "b.wav", np.zeros(16000), 8000)
+    rows = [
+        {"path": "a.wav", "speaker": "x", "source": "one", "license": "CC0"},
+        {"path": "./a.wav", "speaker": "x", "source": "one", "license": "CC0"},
+        {"path": "b.wav", "speaker": "y", "source": "two", "license": None},
+    ]
+    (tmp_path / "clips.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shared = {"num_speakers": 1, "hours": 2 / 3600}
+    assert corpora(find_clips([tmp_path / "clips.jsonl"])) == [
+        {"source": "one", "license": "CC0", "num_clips": 2, **shared},
+        {"source": "two", "license": None, "num_clips": 1, **shared},
+    ]
+
+
 def test_the_shared_training_speech_is_disjoint_from_the_evaluation():
     training = find_clips([f"{SHARED_MANIFEST}:speech_train/"])
     evaluation = find_clips([f"{SHARED_MANIFEST}:speech_eval"])

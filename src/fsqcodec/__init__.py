@@ -6,13 +6,21 @@ Importing this package registers them: `AutoModel`, `AutoModelForAudioTokenizati
 
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForAudioTokenization
 
+from .checkpoints import bundled_checkpoint
 from .conversion import convert_checkpoint
 from .models.configuration_codec import CodecConfig
 from .models.feature_extraction_codec import CodecFeatureExtractor
 from .models.modeling_codec import CodecModel
 from .presets import list_presets
 
-__all__ = ["CodecConfig", "CodecFeatureExtractor", "CodecModel", "convert_checkpoint", "list_presets"]
+__all__ = [
+    "CodecConfig",
+    "CodecFeatureExtractor",
+    "CodecModel",
+    "bundled_checkpoint",
+    "convert_checkpoint",
+    "list_presets",
+]
 
 AutoConfig.register(CodecConfig.model_type, CodecConfig)
 AutoModel.register(CodecConfig, CodecModel)

@@ -22,6 +22,7 @@ from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from transformers import AutoFeatureExtractor, AutoModel, PreTrainedModel
 
+from .checkpoints import bundled_checkpoint, list_checkpoints
 from .presets import PRESETS
 
 
@@ -76,7 +77,8 @@ class Codec(ABC):
 
 
 def load_codec(name: str | os.PathLike, device: str | None = None) -> Codec:
-    """The codec behind a name: `opus:KBPS`, `codec2:MODE`, `speex:QUALITY`, or a model's folder or Hub id.
+    """The codec behind a name: `opus:KBPS`, `codec2:MODE`, `speex:QUALITY`, or a model: a folder, a Hub id, or one that
+    comes with the package (`speech-3kbps`).
 
     `:N` after a folder or id takes the first N codebooks of a residual quantizer. `device` is for models, which are
     loaded in float32, by default the GPU where there is one.
@@ -94,18 +96,19 @@ def load_codec(name: str | os.PathLike, device: str | None = None) -> Codec:
     num_codebooks = int(option) if separator and option.isdigit() and not Path(name).is_dir() else None
     folder = name if num_codebooks is None else base
     model = load_model(folder, device)
-    extractor = AutoFeatureExtractor.from_pretrained(folder)
+    extractor = AutoFeatureExtractor.from_pretrained(model_location(folder))
     return TRANSFORMERS_CODECS.get(model.config.model_type, TransformersCodec)(name, model, extractor, num_codebooks)
 
 
 def load_model(model: str | os.PathLike, device: str | None = None) -> PreTrainedModel:
-    """A codec of Transformers or of this package from a folder or Hub id, in float32 and evaluation mode, on `device`
-    (by default the GPU where one is).
+    """A codec of Transformers or of this package in float32 and evaluation mode, from a folder, a Hub id, or the name of
+    a model that comes with the package, on `device` (by default the GPU where one is).
 
     Raises `ValueError` for damaged weights, for a model without `encode` and `decode` and for a device that can't be
     used, `OSError` where there is no model.
     """
     device = usable_device(device)
+    model = model_location(model)
     if not Path(model).is_dir():
         if model in PRESETS:
             raise ValueError(f"{model} is a preset, sizes without weights: convert a checkpoint first")
@@ -121,6 +124,11 @@ def load_model(model: str | os.PathLike, device: str | None = None) -> PreTraine
     if not (callable(getattr(loaded, "encode", None)) and callable(getattr(loaded, "decode", None))):
         raise ValueError(f"{model} is a {type(loaded).__name__}, which has no encode and decode: a codec is wanted")
     return loaded.to(device).eval()
+
+
+def model_location(model: str | os.PathLike) -> str | os.PathLike:
+    """For the name of a model that comes with the package its folder; all else, and a folder so named, as it is."""
+    return bundled_checkpoint(model) if model in list_checkpoints() and not Path(model).is_dir() else model
 
 
 def usable_device(device: str | None) -> str:

@@ -227,6 +227,18 @@ def hold_out_speakers(clips: Iterable[Clip], num_speakers: int, seed: int) -> tu
     )
 
 
+def hold_out_clips(clips: Iterable[Clip], num_clips: int, seed: int) -> tuple[list[Clip], list[Clip]]:
+    """Cut off a validation set where speakers are not known: (the clips to train on, at most `num_clips` and a tenth of
+    all, drawn by `seed`). A speaker can be in both."""
+    clips = list(clips)
+    num_clips = min(num_clips, len(clips) // 10)
+    held_out = set(np.random.default_rng(seed).choice(len(clips), num_clips, replace=False).tolist())
+    return (
+        [clip for number, clip in enumerate(clips) if number not in held_out],
+        [clip for number, clip in enumerate(clips) if number in held_out],
+    )
+
+
 def corpora(clips: Iterable[Clip]) -> list[dict]:
     """What the clips are taken from, most first: `source` and `license` as the data tells them, or `None`, `num_clips`,
     `num_speakers` (known ones) and `hours` of each."""

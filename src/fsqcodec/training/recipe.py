@@ -35,7 +35,8 @@ class Data:
     """What it is trained on; see `fsqcodec.data` for sources and `Crops` for the rest.
 
     Clips and speakers of `evaluation` never reach training. `hold_out_speakers` of the training speakers are what the
-    run itself is validated on, `num_validation_clips` of theirs.
+    run itself is validated on, `num_validation_clips` of theirs; where no clip tells its speaker, clips are held out,
+    at most a tenth of all. With 0 nothing is.
     """
 
     train: tuple[str, ...]

@@ -32,7 +32,7 @@ from ..data import find_clips
 from ..models.configuration_codec import CodecConfig
 from ..models.modeling_codec import CodecModel
 from . import losses
-from .data import Crops, check_disjoint, collate, corpora, crop_batches, hold_out_speakers, without
+from .data import Crops, check_disjoint, collate, corpora, crop_batches, hold_out_clips, hold_out_speakers, without
 from .discriminators import Discriminator, adversarial_loss, discriminator_loss, feature_matching_loss
 from .normalization import recalibrate_norms
 from .optimizers import make_optimizers
@@ -266,10 +266,12 @@ class Trainer:
         clips = without(find_clips(data.train), evaluation)
         check_disjoint(clips, evaluation)
         self.validation_clips = []
-        if data.hold_out_speakers:
+        if data.hold_out_speakers and any(clip.speaker for clip in clips):
             clips, held_out = hold_out_speakers(clips, data.hold_out_speakers, self.recipe.seed)
             step = max(1, len(held_out) // data.num_validation_clips)
             self.validation_clips = held_out[::step][: data.num_validation_clips]
+        elif data.hold_out_speakers:
+            clips, self.validation_clips = hold_out_clips(clips, data.num_validation_clips, self.recipe.seed)
         self.crops = Crops(
             clips,
             self.config.sampling_rate,
