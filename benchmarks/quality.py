@@ -1,4 +1,6 @@
-"""Classical codecs, and codecs of your own, on the evaluation speech: writes quality.md, quality.json and quality.png.
+"""Classical codecs, the model that comes with the package, and codecs of your own, on the evaluation speech.
+
+Writes quality.md, quality.json and quality.png.
 
     python benchmarks/quality.py ../shared/audio/speech_eval [--codec NAME_OR_FOLDER ...] [--output FOLDER]
 
@@ -17,15 +19,25 @@ from fsqcodec.evaluation.report import PLOTTED, TITLES, write_reports
 from fsqcodec.evaluation.run import Settings, evaluate
 
 HERE = Path(__file__).parent
-CLASSICAL = ("codec2:700C", "codec2:1200", "codec2:2400", "codec2:3200", "speex:1", "opus:6", "opus:8", "opus:12")
+CODECS = (
+    "speech-3kbps",
+    "codec2:700C",
+    "codec2:1200",
+    "codec2:2400",
+    "codec2:3200",
+    "speex:1",
+    "opus:6",
+    "opus:8",
+    "opus:12",
+)
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("audio", nargs="+", help="what `fsqcodec evaluate` takes")
-parser.add_argument("--codec", action="append", default=[], help="another codec beside the classical ones")
+parser.add_argument("--codec", action="append", default=[], help="another codec beside the fixed list")
 parser.add_argument("--output", type=Path, default=HERE / "quality", help="folder for the whole report")
 arguments = parser.parse_args()
 
-settings = Settings(tuple(arguments.audio), (*CLASSICAL, *arguments.codec))
+settings = Settings(tuple(arguments.audio), (*CODECS, *arguments.codec))
 command = shlex.join(["python", "benchmarks/quality.py", *sys.argv[1:]])
 summary = evaluate(settings, arguments.output, command=command)
 report, _ = write_reports(arguments.output)

@@ -101,8 +101,8 @@ def load_codec(name: str | os.PathLike, device: str | None = None) -> Codec:
 
 
 def load_model(model: str | os.PathLike, device: str | None = None) -> PreTrainedModel:
-    """A codec of Transformers or of this package in float32 and evaluation mode, from a folder, a Hub id, or the name of
-    a model that comes with the package, on `device` (by default the GPU where one is).
+    """A codec of Transformers or of this package in float32 and evaluation mode, from a folder, a Hub id or the name
+    of a model that comes with the package, on `device` (by default the GPU where one is).
 
     Raises `ValueError` for damaged weights, for a model without `encode` and `decode` and for a device that can't be
     used, `OSError` where there is no model.
