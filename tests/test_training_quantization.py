@@ -99,26 +99,44 @@ def test_with_the_statistics_of_a_batch_the_folded_quantizer_does_to_it_what_tra
 
 
 @pytest.mark.parametrize("bound, levels", KINDS)
-def test_pre_activations_are_normalised_as_batch_norm_does_over_valid_frames(bound, levels):
-    quantizer = random_quantizer(bound, levels)
-    latents = random_latents(3, 60, 10).requires_grad_()
+@torch.no_grad()
+def test_pre_activations_are_whitened_over_valid_frames(bound, levels):
+    quantizer = random_quantizer(bound, levels).double()
+    latents = random_latents(3, 60, 10).double()
     mask = torch.arange(60) < torch.tensor([60, 25, 41])[:, None]
-    weight = torch.randn(3, 60, len(levels))
     layer = quantizer.project_in
+    before = layer.running_mean.clone(), layer.running_covariance.clone()
+
     layer.frame_mask = mask
-    normalized = (layer(latents) - layer.offset) / layer.gain
+    white = ((layer(latents) - layer.offset) / layer.gain)[mask]
+    assert white.mean(dim=0).abs().max() < 1e-12
+    correlation = torch.cov(white.T, correction=0)
+    torch.testing.assert_close(correlation, torch.eye(len(levels)).double(), atol=0.1, rtol=0)  # shrunk by SHRINKAGE
 
-    batch_norm = nn.BatchNorm1d(len(levels), eps=1e-6, affine=False)
-    expected = batch_norm(nn.functional.linear(latents, layer.weight, layer.bias)[mask])
-    torch.testing.assert_close(normalized[mask], expected, atol=1e-5, rtol=1e-5)
-    sources = [latents, layer.weight]
-    gradients = torch.autograd.grad((normalized * weight)[mask].sum(), sources)
-    for gradient, wanted in zip(gradients, torch.autograd.grad((expected * weight[mask]).sum(), sources)):
-        torch.testing.assert_close(gradient, wanted, atol=1e-4, rtol=1e-4)
+    z = nn.functional.linear(latents, layer.weight, layer.bias)[mask]
+    torch.testing.assert_close(layer.running_mean, 0.9 * before[0] + 0.1 * z.mean(dim=0))
+    torch.testing.assert_close(layer.running_covariance, 0.9 * before[1] + 0.1 * torch.cov(z.T, correction=0))
+    each_alone = (z - z.mean(dim=0)) / z.std(dim=0, correction=0)
+    torch.testing.assert_close(white[:, 0], each_alone[:, 0], atol=1e-5, rtol=1e-4)  # the first keeps its direction
 
-    torch.testing.assert_close(layer.running_mean, 0.9 * layer.offset + batch_norm.running_mean, atol=1e-5, rtol=1e-5)
-    batch_variance = (batch_norm.running_var - 0.9) * (mask.sum() - 1) / mask.sum()
-    torch.testing.assert_close(layer.running_variance, 0.9 * layer.gain**2 + batch_variance, atol=1e-5, rtol=1e-5)
+
+def test_digits_that_repeat_each_other_are_told_apart():
+    """Three pre-activations that are nearly one: alone they agree, whitened they share little."""
+    quantizer = random_quantizer(levels=(7, 7, 7))
+    direction = torch.randn(10)
+    with torch.no_grad():
+        quantizer.project_in.weight.copy_(direction + 0.05 * torch.randn(3, 10))
+    digits = quantizer.indices_to_digits(quantizer(random_latents(8, 500, 10))[1]).flatten(0, 1).double()
+    assert (torch.corrcoef(digits.T) - torch.eye(3)).abs().max() < 0.4
+    z = quantizer.project_in.unwhitened(random_latents(8, 500, 10)).flatten(0, 1)
+    assert torch.corrcoef(z.T).min() > 0.95
+
+
+def test_whitening_passes_exact_gradients():
+    quantizer = random_quantizer().double()
+    latents = random_latents(1, 12, 10).double().requires_grad_()
+    quantizer.project_in.momentum = 0.0
+    assert torch.autograd.gradcheck(quantizer.project_in, (latents,))
 
 
 def test_the_model_leaves_padding_out_of_the_statistics(model):
@@ -128,9 +146,9 @@ def test_the_model_leaves_padding_out_of_the_statistics(model):
     prepare_quantizer(model)
     model = copy.deepcopy(model).train()  # a copy has statistics of its own
     output = model(**batch)
-    statistics = model.quantizer.project_in.running_variance.clone()
+    statistics = model.quantizer.project_in.running_covariance.diagonal().clone()
     z = model.encode(**batch, output_latents=True).latents.transpose(1, 2)
-    z = model.quantizer.project_in.unnormalized(z)
+    z = model.quantizer.project_in.unwhitened(z)
     valid = [clip[: -(-int(end) // hop_length)] for clip, end in zip(z, ends)]
     assert sum(map(len, valid)) == output.audio_codes_mask.sum()
     variance = torch.cat(valid).var(dim=0, correction=0)
@@ -174,13 +192,13 @@ def test_recalibration_finds_the_statistics_of_all_frames_however_batched(model)
     projection = model.quantizer.project_in
     one_by_one = [{name: value[i : i + 1] for name, value in batch.items()} for i in range(4)]
     recalibrate(model, one_by_one)
-    statistics = projection.running_mean.clone(), projection.running_variance.clone()
+    statistics = projection.running_mean.clone(), projection.running_covariance.clone()
     encoded = model.encode(**batch, output_latents=True)
-    z = projection.unnormalized(encoded.latents.transpose(1, 2))[encoded.audio_codes_mask.bool()]
+    z = projection.unwhitened(encoded.latents.transpose(1, 2))[encoded.audio_codes_mask.bool()]
     torch.testing.assert_close(statistics[0], z.mean(dim=0), atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(statistics[1], z.var(dim=0, correction=0), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(statistics[1], torch.cov(z.T, correction=0), atol=1e-5, rtol=1e-4)
     recalibrate(model, [batch])
-    torch.testing.assert_close(projection.running_variance, statistics[1], atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(projection.running_covariance, statistics[1], atol=1e-6, rtol=1e-4)
     with pytest.raises(ValueError, match="no batches"):
         recalibrate(model, [])
 
@@ -266,7 +284,7 @@ def gradients_of(quantizer, training_step, latents, mask, weight):
         "latents": latents.grad,
         "weight": quantizer.project_in.weight.grad,
         "running_mean": quantizer.project_in.running_mean,
-        "running_variance": quantizer.project_in.running_variance,
+        "running_covariance": quantizer.project_in.running_covariance,
         "indices": indices,
     }
 
@@ -290,7 +308,7 @@ def save_results_of_a_half(rank, folder):
     prepare_quantizer(model)
     batch = clips_and_mask(model, num_clips=4)
     recalibrate(model, [{name: value[share] for name, value in batch.items()}])
-    torch.save((results, window.use(), model.quantizer.project_in.running_variance), f"{folder}/{rank}.pt")
+    torch.save((results, window.use(), model.quantizer.project_in.running_covariance), f"{folder}/{rank}.pt")
 
 
 def second_half(_, folder):
@@ -314,7 +332,7 @@ def test_two_processes_have_the_statistics_gradients_and_use_of_one_with_the_who
         torch.testing.assert_close(torch.cat([half[name] for half in halves]), whole[name], atol=1e-5, rtol=1e-4)
     for half, use, variance in zip(halves, uses, variances):
         torch.testing.assert_close(half["running_mean"], whole["running_mean"], atol=1e-6, rtol=1e-5)
-        torch.testing.assert_close(half["running_variance"], whole["running_variance"], atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(half["running_covariance"], whole["running_covariance"], atol=1e-6, rtol=1e-5)
         torch.testing.assert_close(2 * half["weight"], whole["weight"], atol=1e-4, rtol=1e-4)  # DDP takes the mean
         assert use == window.use()
-        torch.testing.assert_close(variance, model.quantizer.project_in.running_variance, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(variance, model.quantizer.project_in.running_covariance, atol=1e-6, rtol=1e-5)

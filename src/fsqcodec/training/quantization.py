@@ -1,9 +1,8 @@
 """A codec's quantizer in training: digits that keep moving, and statistics that fold away when the model is saved.
 
 From random weights the pre-activations of the digits drift until the bound has no gradient and tokens are constant.
-`prepare_quantizer` normalises them over the batch (Ioffe and Szegedy 2015, https://arxiv.org/abs/1502.03167, without
-the affine part), with a gain at which the levels of a digit are used most evenly; at inference this is a linear map,
-and `folded` gives the model its published architecture back:
+`prepare_quantizer` whitens them over the batch, with a gain at which the levels of a digit are used most evenly; at
+inference this is a linear map, and `folded` gives the model its published architecture back:
 
     quantizer = prepare_quantizer(model)
     for step, batch in enumerate(batches):
@@ -32,6 +31,7 @@ from ..models.precision import Float32Linear
 from ..models.quantization import FiniteScalarQuantizer, indices_to_digits
 
 VARIANCE_EPS = 1e-6
+SHRINKAGE = 0.01  # of the digits' correlations towards none
 
 
 def prepare_quantizer(model: CodecModel, momentum: float = 0.1) -> "TrainingQuantizer":
@@ -80,26 +80,26 @@ def recalibrate(model: CodecModel, batches: Iterable[dict[str, torch.Tensor]]):
     was_training = model.training
     model.eval()
     projection = model.quantizer.project_in
-    sums = torch.zeros(3, projection.out_features, dtype=torch.float64)
+    count, total, products = 0, 0, 0
     for batch in batches:
         encoded = model.encode(**batch, output_latents=True)
         latents = encoded.latents.transpose(1, 2)[encoded.audio_codes_mask.bool()]
-        z = projection.unnormalized(latents).double().cpu()
-        sums += torch.stack([torch.ones_like(z).sum(dim=0), z.sum(dim=0), z.square().sum(dim=0)])
+        z = projection.unwhitened(latents).double().cpu()
+        count, total, products = count + len(z), total + z.sum(dim=0), products + z.T @ z
     model.train(was_training)
-    count, total, total_of_squares = sum(_of_all_processes(sums))
-    if not count.all():
+    count, total, products = (sum(sums) for sums in zip(*_of_all_processes((count, total, products))))
+    if not count:
         raise ValueError("there are no batches to recalibrate on: a few dozen clips are wanted")
     mean = total / count
     projection.running_mean.copy_(mean)
-    projection.running_variance.copy_(total_of_squares / count - mean.square())
+    projection.running_covariance.copy_(products / count - mean.outer(mean))
 
 
 class TrainingQuantizer(FiniteScalarQuantizer):
-    """A `FiniteScalarQuantizer` whose pre-activations are normalised, and whose digits can be noisy in training.
+    """A `FiniteScalarQuantizer` whose pre-activations are whitened, and whose digits can be noisy in training.
 
     It has the parameters of the quantizer it is made of, under the same names, and the running statistics as buffers
-    `project_in.running_mean` and `project_in.running_variance`.
+    `project_in.running_mean` and `project_in.running_covariance`.
 
     `noise_probability`, in [0, 1]: in training, each digit independently reaches the decoder unrounded with this
     probability, with noise added that is uniform over one distance between levels (half of it on either side), as in
@@ -115,7 +115,7 @@ class TrainingQuantizer(FiniteScalarQuantizer):
         device = quantizer.project_in.weight.device
         _, shift, _ = self._bound_constants(device)
         gain = torch.tensor([most_even_gain(n) for n in self.quantization_levels], device=device)
-        self.project_in = NormalizedLinear(quantizer.project_in, gain, -shift, momentum)
+        self.project_in = WhitenedLinear(quantizer.project_in, gain, -shift, momentum)
         self.project_out = quantizer.project_out
         self.noise_probability = 0.0
 
@@ -142,10 +142,15 @@ class TrainingQuantizer(FiniteScalarQuantizer):
         return quantizer.train(self.training)
 
 
-class NormalizedLinear(Float32Linear):
-    """A linear layer whose outputs have mean `offset` and standard deviation `gain`: over the valid frames of the batch
-    in all processes in training, whose statistics go into the running ones, and by the running ones in eval mode,
-    where no gradient reaches its parameters.
+class WhitenedLinear(Float32Linear):
+    """A linear layer whose outputs are uncorrelated, with mean `offset` and standard deviation `gain`: over the valid
+    frames of the batch in all processes in training, whose statistics go into the running ones, and by the running
+    ones in eval mode, where no gradient reaches its parameters.
+
+    Digits that repeat each other waste bits, and each one's own normalisation doesn't keep them from it. The outputs
+    are multiplied by the inverse Cholesky factor of their covariance (Siarohin et al. 2018,
+    https://arxiv.org/abs/1806.00420, section 3.1), whose correlations are shrunk a little, so that what hardly varies is
+    not blown up.
 
     Args:
         linear: whose parameters it shares.
@@ -161,34 +166,41 @@ class NormalizedLinear(Float32Linear):
         self.register_buffer("gain", gain, persistent=False)
         self.register_buffer("offset", offset, persistent=False)
         self.register_buffer("running_mean", offset.clone())  # with these two it changes nothing
-        self.register_buffer("running_variance", gain.square() - VARIANCE_EPS)
+        self.register_buffer("running_covariance", torch.diag(gain.square() - VARIANCE_EPS))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`(batch, num_frames, in_features)` to `(batch, num_frames, out_features)`, float32."""
         mask, self.frame_mask = self.frame_mask, None
         if not self.training:
             return self.fold()(x)
-        z = self.unnormalized(x)
-        mean, variance = _mean_and_variance(z, mask)
+        z = self.unwhitened(x)
+        mean, covariance = _mean_and_covariance(z, mask)
         with torch.no_grad():
             self.running_mean.lerp_(mean, self.momentum)
-            self.running_variance.lerp_(variance, self.momentum)
-        return (z - mean) * (variance + VARIANCE_EPS).rsqrt() * self.gain + self.offset
+            self.running_covariance.lerp_(covariance, self.momentum)
+        return (z - mean) @ self._whitening(covariance).T + self.offset
 
-    def unnormalized(self, x: torch.Tensor) -> torch.Tensor:
+    def unwhitened(self, x: torch.Tensor) -> torch.Tensor:
         """What the linear layer alone computes."""
         return super().forward(x)
 
     @torch.no_grad()
     def fold(self) -> Float32Linear:
         """The linear layer that computes what this one does in eval mode."""
-        scale = self.gain * (self.running_variance + VARIANCE_EPS).rsqrt()
-        weight = self.weight * scale[:, None]
-        bias = (self.bias - self.running_mean) * scale + self.offset
+        whitening = self._whitening(self.running_covariance)
         linear = Float32Linear(self.in_features, self.out_features, device="meta")
-        linear.weight = nn.Parameter(weight.to(self.weight.dtype))
+        linear.weight = nn.Parameter((whitening @ self.weight.to(whitening.dtype)).to(self.weight.dtype))
+        bias = whitening @ (self.bias - self.running_mean) + self.offset
         linear.bias = nn.Parameter(bias.to(self.bias.dtype))
         return linear
+
+    def _whitening(self, covariance: torch.Tensor) -> torch.Tensor:
+        """The matrix that gives outputs of this covariance the variances `gain ** 2` and no correlation."""
+        scale = (covariance.diagonal() + VARIANCE_EPS).rsqrt()
+        correlation = covariance * scale[:, None] * scale
+        identity = torch.eye(len(scale), dtype=scale.dtype, device=scale.device)
+        factor = torch.linalg.cholesky(correlation.lerp(identity, SHRINKAGE))
+        return self.gain[:, None] * torch.linalg.solve_triangular(factor, torch.diag(scale), upper=False)
 
 
 def _tell_padding(model: CodecModel, args: tuple, kwargs: dict):
@@ -198,16 +210,16 @@ def _tell_padding(model: CodecModel, args: tuple, kwargs: dict):
         model.quantizer.project_in.frame_mask = padding_mask[:, :: model.config.hop_length].bool()
 
 
-def _mean_and_variance(z: torch.Tensor, mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of `z (batch, num_frames, num_digits)` over the frames of `mask (batch, num_frames)` in all processes: both
-    `(num_digits,)`, the variance with the count as divisor. Gradients reach all processes' frames."""
+def _mean_and_covariance(z: torch.Tensor, mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of `z (batch, num_frames, num_digits)` over the frames of `mask (batch, num_frames)` in all processes:
+    `(num_digits,)` and `(num_digits, num_digits)`, with the count as divisor. Gradients reach all processes' frames."""
     mask = torch.ones_like(z[..., 0], dtype=torch.bool) if mask is None else mask
     z = zero_padding(z, mask.unsqueeze(-1))
     count = mask.sum().to(z.dtype).expand(1)
     *total, count = sum_over_processes(torch.cat([z.sum(dim=(0, 1)), count])).unbind()
     mean = torch.stack(total) / count
-    centred = zero_padding(z - mean, mask.unsqueeze(-1))
-    return mean, sum_over_processes(centred.square().sum(dim=(0, 1))) / count
+    centred = zero_padding(z - mean, mask.unsqueeze(-1)).flatten(0, 1)
+    return mean, sum_over_processes(centred.T @ centred) / count
 
 
 def most_even_gain(num_levels: int) -> float:
@@ -307,7 +319,7 @@ class CodeUseWindow:
 def check_collapse(use: CodeUse, least_digit_share: float = 0.3, least_token_share: float = 0.3):
     """Stop a run whose tokens have become worthless.
 
-    A digit fed with normalised, roughly normal numbers carries nearly all its bits, so these bounds are far off. Ask
+    A digit fed with whitened, roughly normal numbers carries nearly all its bits, so these bounds are far off. Ask
     once the window has some thousand frames of different clips: a few seconds of silence look like a collapse too.
 
     Args:
