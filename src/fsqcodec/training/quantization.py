@@ -149,8 +149,8 @@ class WhitenedLinear(Float32Linear):
 
     Digits that repeat each other waste bits, and each one's own normalisation doesn't keep them from it. The outputs
     are multiplied by the inverse Cholesky factor of their covariance (Siarohin et al. 2018,
-    https://arxiv.org/abs/1806.00420, section 3.1), whose correlations are shrunk a little, so that what hardly varies is
-    not blown up.
+    https://arxiv.org/abs/1806.00420, section 3.1), whose correlations are shrunk a little, so that what hardly varies
+    is not blown up.
 
     Args:
         linear: whose parameters it shares.
