@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ..checkpoints import bundled_checkpoint, list_checkpoints
 from ..counting import multiply_accumulates, num_parameters
 from ..models.configuration_codec import CodecConfig
 from ..models.modeling_codec import CodecModel
@@ -107,17 +108,17 @@ def converted_model_card(family: str, preset: str | None, config: CodecConfig, v
 
 
 def write_all_cards(folder: str | os.PathLike) -> list[Path]:
-    """Write the cards of all originals and their presets to `<name>.md` in `folder`, with the figures of its
-    `evaluation/<preset>.json` where there is one, and return their paths."""
+    """Write the cards of all originals, of their presets and of the models that come with the package to `<name>.md` in
+    `folder`, with the figures of its `evaluation/<name>.json` where there is one, and return their paths."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    cards = []
-    for name in (*ORIGINS, *(preset for family in ORIGINS for preset in list_presets(family))):
+    targets = {name: name for name in (*ORIGINS, *(preset for family in ORIGINS for preset in list_presets(family)))}
+    targets |= {name: bundled_checkpoint(name) for name in list_checkpoints()}
+    for name, target in targets.items():
         evaluation = folder / "evaluation" / f"{name}.json"
         summary = json.loads(evaluation.read_text()) if evaluation.is_file() else None
-        cards.append(folder / f"{name}.md")
-        cards[-1].write_text(model_card(name, summary), encoding="utf-8")
-    return cards
+        (folder / f"{name}.md").write_text(model_card(target, summary), encoding="utf-8")
+    return [folder / f"{name}.md" for name in targets]
 
 
 VERIFICATION = "Verification against the original package: "
