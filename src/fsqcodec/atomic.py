@@ -1,8 +1,7 @@
 """Files and folders that appear when they are complete, or not at all."""
 
-import os
 import shutil
-import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,14 +9,12 @@ from pathlib import Path
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`: renamed to it at the end of the block, removed if the block raises."""
+    """A temporary file beside `path`: renamed to it at the end of the block, removed if the block raises."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=".unfinished-", dir=path.parent)
-    os.close(handle)
-    unfinished = Path(name)
+    unfinished = _unfinished(path)
     try:
+        unfinished.touch(exist_ok=False)
         yield unfinished
-        unfinished.chmod(0o666 & ~_umask())
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
@@ -27,10 +24,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """As `atomic_path`, a folder: `path` must not exist, or be an empty folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=path.parent))
+    unfinished = _unfinished(path)
     try:
+        unfinished.mkdir()
         yield unfinished
-        unfinished.chmod(0o777 & ~_umask())
         if path.exists():
             path.rmdir()
         unfinished.rename(path)
@@ -39,7 +36,6 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         raise
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _unfinished(path: Path) -> Path:
+    """A new name, known before anything is created: an interruption at any moment leaves nothing behind."""
+    return path.with_name(f".unfinished-{uuid.uuid4().hex}")
