@@ -275,7 +275,10 @@ class ConvUnit(GradientCheckpointingLayer):
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """`(batch, num_steps, channels)` to the same shape."""
-        y = self.depthwise(zero_padding(x, mask))
+        return self.add_mlp(x, self.depthwise(zero_padding(x, mask)))
+
+    def add_mlp(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """x and what the MLP makes of y, the depth-wise convolution of x."""
         return x + in_tiles(self._mix, y, self.expand.out_features)
 
     def _mix(self, y: torch.Tensor) -> torch.Tensor:

@@ -25,7 +25,7 @@ from .configuration_codec import (
     TREND_CONTEXT,
     UNIT_KERNEL_SIZE,
 )
-from .convolution import RunningNorm, TrendEnhance, upsample_linear
+from .convolution import ConvUnit, RunningNorm, TrendEnhance, upsample_linear
 from .frames import FrameStem
 from .local_attention import LocalAttention
 from .modeling_codec import CodecDecoder, CodecEncoder
@@ -93,10 +93,10 @@ def stream_encoder(encoder: CodecEncoder, x: torch.Tensor, span: Span, state: tu
         x = walk.around(lambda x, mask: encoder.stem(x, mask)[0], x, TREND_CONTEXT)
     for stage in encoder.stages:
         for unit in stage.units:
-            x = walk.around(unit, x, UNIT_CONTEXT)
+            x = walk.unit(unit, x)
         x = stage.norm(walk.down(stage.downsample, x, stage.ratio))
     for unit in encoder.units:
-        x = walk.around(unit, x, UNIT_CONTEXT)
+        x = walk.unit(unit, x)
     x = walk.around(lambda x, mask: encoder.to_latents(zero_padding(x, mask)), x, LATENT_CONTEXT)
     transformer = encoder.transformer
     x = walk.attention(transformer.fine_layers, x)
@@ -130,13 +130,13 @@ def stream_decoder(
     x = walk.around(lambda x, mask: decoder.from_latents(zero_padding(x, mask)), x, LATENT_CONTEXT)
     if decoder.on_frames:
         for unit in decoder.units:
-            x = walk.around(unit, x, UNIT_CONTEXT)
+            x = walk.unit(unit, x)
         x = walk.up(lambda x, mask: decoder.to_waveform(x, mask)[0], x, decoder.to_waveform.hop)
         return torch.tanh(x), walk.span, walk.state
     given = iter(statistics or ())
     for stage in decoder.stages:
         for unit in stage.units:
-            x = walk.around(unit, x, UNIT_CONTEXT)
+            x = walk.unit(unit, x)
         stage_statistics = next(given, None)
         x = stage.project(walk.enhance(stage.enhance, x, stage_statistics))
         if only_measure and stage_statistics is None:
@@ -213,6 +213,13 @@ class _Walk:
         self.span = self.span.delayed(context).slower(ratio)
         y = block(window, mask)
         return y[:, context // ratio : y.shape[1] - context // ratio]
+
+    def unit(self, unit: ConvUnit, x: torch.Tensor) -> torch.Tensor:
+        """A convolution unit, its MLP only on the steps that come out."""
+        window, mask = self._window(x, 2 * UNIT_CONTEXT)
+        self.span = self.span.delayed(UNIT_CONTEXT)
+        inside = slice(UNIT_CONTEXT, window.shape[1] - UNIT_CONTEXT)
+        return unit.add_mlp(window[:, inside], unit.depthwise(zero_padding(window, mask))[:, inside])
 
     def down(self, block, x: torch.Tensor, ratio: int) -> torch.Tensor:
         """`block(x)`, which makes one step of `ratio`."""
