@@ -7,6 +7,7 @@ Importing this package registers them: `AutoModel`, `AutoModelForAudioTokenizati
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForAudioTokenization
 
 from .conversion import convert_checkpoint
+from .files import decode_file, encode_file
 from .models.configuration_codec import CodecConfig
 from .models.feature_extraction_codec import CodecFeatureExtractor
 from .models.modeling_codec import CodecModel
@@ -20,6 +21,8 @@ __all__ = [
     "StreamingDecoder",
     "StreamingEncoder",
     "convert_checkpoint",
+    "decode_file",
+    "encode_file",
     "list_presets",
 ]
 

@@ -282,7 +282,7 @@ def push_together(streams: Sequence[_Stream], chunks: Sequence) -> list[torch.Te
     return _advance(streams)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def clip_statistics(model: CodecModel, audio_codes: torch.Tensor) -> list[torch.Tensor]:
     """What the decoder of a model that normalises over the clip would normalise by for `(batch, 1, num_frames)`: for
     `StreamingDecoder(model, statistics=...)`. The memory it takes does not grow with the clip.
@@ -313,7 +313,7 @@ class _MeasuringDecoder(StreamingDecoder):
         return self._nothing(len(x)), span, state
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _advance(streams: Sequence[_Stream]) -> list[torch.Tensor]:
     """Run what waits, as many frames at a time as all streams have that have any."""
     outputs = {id(stream): [] for stream in streams}
