@@ -27,7 +27,7 @@ FORMAT = b"fsqcodec-stream-1\n"
 FACTS = ("token_digest", "sampling_rate", "num_codebooks", "codebook_size")
 READ_BYTES = 2**16
 MICROPHONE_SECONDS = 0.02
-MOST_FRAMES = 2**16 - 1  # of a block
+MOST_FRAMES = 64  # of a block: what a cut may cost, at the price of two bytes
 
 
 def encode_pipe(samples_in: BinaryIO, tokens_out: BinaryIO, codec: CodecModel):
