@@ -136,14 +136,10 @@ class LocalTransformer(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`(B, T, hidden_size)` to the same shape."""
-        bias = self.bias_table(self.tile_size, x.device)
+        bias = tile_bias(self.position_bias(2 * self.window_size, x.device), self.tile_size)
         for layer in self.layers:
             x = layer(x, bias)
         return x
-
-    def bias_table(self, tile_size: int, device: torch.device) -> torch.Tensor:
-        """The table of `tile_bias` for tiles of `tile_size` queries, the same for all layers."""
-        return tile_bias(self.position_bias(2 * self.window_size, device), tile_size)
 
 
 class DownsamplingTransformer(nn.Module):

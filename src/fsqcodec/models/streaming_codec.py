@@ -27,7 +27,7 @@ from .configuration_codec import (
 )
 from .convolution import ConvUnit, RunningNorm, TrendEnhance, upsample_linear
 from .frames import FrameStem
-from .local_attention import LocalAttention
+from .local_attention import LocalAttention, tile_bias
 from .modeling_codec import CodecDecoder, CodecEncoder
 from .padding import zero_padding
 
@@ -158,24 +158,28 @@ def join_states(states: list[tuple | None], sizes: list[int]) -> tuple | None:
     begun = next((state for state in states if state is not None), None)
     if begun is None:
         return None
-    states = [_fresh_state(begun, size) if state is None else state for state, size in zip(states, sizes)]
-    return tuple(tuple(map(_join, zip(*parts))) for parts in zip(*states))
+    states = [_fresh_state(begun, size) if state is None else state[:2] for state, size in zip(states, sizes)]
+    memories, moments = (tuple(map(_join, zip(*parts))) for parts in zip(*states))
+    return memories, moments, begun[2]
 
 
 def split_state(state: tuple, sizes: list[int]) -> list[tuple]:
     """The inverse of `join_states`."""
-    parts = [[_split(layer, sizes) for layer in part] for part in state]
-    return [tuple(tuple(layer[i] for layer in part) for part in parts) for i in range(len(sizes))]
+    memories, moments = ([_split(layer, sizes) for layer in part] for part in state[:2])
+    return [
+        (tuple(layer[i] for layer in memories), tuple(layer[i] for layer in moments), state[2])
+        for i in range(len(sizes))
+    ]
 
 
 def _fresh_state(state: tuple, size: int) -> tuple:
-    """What `None` stands for, of `size` streams, with the shapes of `state`."""
+    """What `None` stands for, of `size` streams, with the shapes of `state`, without its biases."""
     return tuple(
         tuple(
             (layer[0][:, :, :0],) * size if isinstance(layer, tuple) else layer.new_zeros(size, *layer.shape[1:])
             for layer in part
         )
-        for part in state
+        for part in state[:2]
     )
 
 
@@ -193,19 +197,19 @@ def _split(layer, sizes: list[int]) -> list:
 class _Walk:
     """A piece's way through the layers: where it lies, what they remember before it and after it.
 
-    The new state has what layers remember, in the order they come in, a tensor `(batch, ...)` or a tuple of one tensor
-    for each stream; and the moments of those that normalise by statistics so far.
+    A state has what layers remember, in the order they come in, a tensor `(batch, ...)` or a tuple of one tensor for
+    each stream; the moments of those that normalise by statistics so far; and, the same for all streams, the position
+    biases of the transformers, which take long to compute for a few steps.
     """
 
     def __init__(self, span: Span, state: tuple | None):
         self.span = span
-        memories, moments = state or (repeat(None), repeat(None))
-        self._memories, self._moments = iter(memories), iter(moments)
-        self._new_memories, self._new_moments = [], []
+        self._memories, self._moments, self._biases = map(iter, state or [repeat(None)] * 3)
+        self._new_memories, self._new_moments, self._new_biases = [], [], []
 
     @property
     def state(self) -> tuple:
-        return tuple(self._new_memories), tuple(self._new_moments)
+        return tuple(self._new_memories), tuple(self._new_moments), tuple(self._new_biases)
 
     def around(self, block, x: torch.Tensor, context: int, ratio: int = 1) -> torch.Tensor:
         """`block(x, mask)`, which looks `context` steps to each side, and makes one step of `ratio`."""
@@ -238,7 +242,11 @@ class _Walk:
         """The layers of a `LocalTransformer`, or none."""
         if isinstance(layers, nn.Identity):
             return x
-        bias = layers.bias_table(min(x.shape[1], layers.tile_size), x.device)
+        position_bias = next(self._biases)
+        if position_bias is None:
+            position_bias = layers.position_bias(2 * layers.window_size, x.device)
+        self._new_biases.append(position_bias)
+        bias = tile_bias(position_bias, min(x.shape[1], layers.tile_size))
         for layer in layers.layers:
             x = layer.add_mlp(x + self._attend(layer.attention, layer.attention_norm(x), bias))
         return x
