@@ -1,13 +1,15 @@
 """The command line, arguments only. It lies beside the package so that `fsqcodec --help` does not import torch."""
 
 import json
+import os
 import shlex
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, BinaryIO
 
 import typer
 
@@ -120,6 +122,61 @@ def decode(
 
         report = decode_files(files, model, output, audio_format=audio_format.value, overwrite=overwrite, device=device)
         _print_report(report)
+
+
+stream_app = typer.Typer(
+    help="Encode and decode while audio comes in, in a pipe.", no_args_is_help=True, rich_markup_mode=None
+)
+app.add_typer(stream_app, name="stream")
+
+
+@stream_app.command("encode")
+def stream_encode(
+    model: Model,
+    microphone: Annotated[bool, typer.Option("--microphone", help="Listen instead of reading; Ctrl-C ends.")] = False,
+    device: Device = None,
+):
+    """16-bit samples, mono at the codec's rate, on the standard input to a stream of tokens on the output.
+
+    Example: ffmpeg -i talk.mp3 -f s16le -ac 1 -ar 16000 - | fsqcodec stream encode -m codec-1kbps > talk.tokens
+    """
+    with _errors_as_sentences(), _pipe(reads=not microphone) as (samples, tokens):
+        from fsqcodec.files import load_fsq_codec
+        from fsqcodec.pipe import Microphone, encode_pipe
+
+        codec = load_fsq_codec(model, device)
+        encode_pipe(Microphone(codec.config.sampling_rate) if microphone else samples, tokens, codec)
+
+
+@stream_app.command("decode")
+def stream_decode(model: Model, device: Device = None):
+    """A stream of tokens on the standard input to 16-bit samples on the output.
+
+    Example: fsqcodec stream decode -m codec-1kbps < talk.tokens | aplay -f S16_LE -r 16000
+    """
+    with _errors_as_sentences(), _pipe() as (tokens, samples), _warnings_as_notes():
+        from fsqcodec.files import load_fsq_codec
+        from fsqcodec.pipe import decode_pipe
+
+        decode_pipe(tokens, samples, load_fsq_codec(model, device))
+
+
+@stream_app.command("roundtrip")
+def stream_roundtrip(
+    model: Model,
+    microphone: Annotated[bool, typer.Option("--microphone", help="Listen instead of reading; Ctrl-C ends.")] = False,
+    device: Device = None,
+):
+    """16-bit samples on the standard input to tokens and back to samples on the output.
+
+    Example: fsqcodec stream roundtrip --microphone -m codec-1kbps | aplay -f S16_LE -r 16000
+    """
+    with _errors_as_sentences(), _pipe(reads=not microphone) as (samples, decoded), _warnings_as_notes():
+        from fsqcodec.files import load_fsq_codec
+        from fsqcodec.pipe import Microphone, roundtrip_pipe
+
+        codec = load_fsq_codec(model, device)
+        roundtrip_pipe(Microphone(codec.config.sampling_rate) if microphone else samples, decoded, codec)
 
 
 @app.command()
@@ -265,6 +322,30 @@ def _errors_as_sentences() -> Iterator[None]:
         strict_cause = error.__cause__ if type(error).__name__.startswith("StrictDataclass") else None
         typer.echo(f"error: {strict_cause or error}", err=True)
         sys.exit(1)
+
+
+@contextmanager
+def _pipe(reads: bool = True) -> Iterator[tuple[BinaryIO, BinaryIO]]:
+    """The standard input and output as files of bytes, neither of them a terminal."""
+    if reads and sys.stdin.isatty():
+        raise ValueError("nothing is piped in: see the example of --help")
+    if sys.stdout.isatty():
+        raise ValueError("the output is bytes and no text: pipe it into a program, or send it to a file with >")
+    try:
+        yield sys.stdin.buffer, sys.stdout.buffer
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is buffered can't be written at exit
+        raise
+
+
+@contextmanager
+def _warnings_as_notes() -> Iterator[None]:
+    def note(message, *_):
+        typer.echo(f"note: {message}", err=True)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = note
+        yield
 
 
 def _user_errors() -> tuple[type[Exception], ...]:

@@ -8,17 +8,23 @@ from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelF
 
 from .checkpoints import bundled_checkpoint
 from .conversion import convert_checkpoint
+from .files import decode_file, encode_file
 from .models.configuration_codec import CodecConfig
 from .models.feature_extraction_codec import CodecFeatureExtractor
 from .models.modeling_codec import CodecModel
 from .presets import list_presets
+from .streaming import StreamingDecoder, StreamingEncoder
 
 __all__ = [
     "CodecConfig",
     "CodecFeatureExtractor",
     "CodecModel",
+    "StreamingDecoder",
+    "StreamingEncoder",
     "bundled_checkpoint",
     "convert_checkpoint",
+    "decode_file",
+    "encode_file",
     "list_presets",
 ]
 

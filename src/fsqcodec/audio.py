@@ -5,6 +5,7 @@ wav, flac, ogg, mp3 and what else libsndfile knows, through soundfile; resamplin
 
 import io
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +17,7 @@ from .atomic import atomic_path
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".au", ".w64", ".caf")
 WRITABLE_SUFFIXES = (".wav", ".flac")
-
+RESAMPLING_QUALITY = "VHQ"  # soxr's highest
 
 Source = str | os.PathLike | bytes  # a file, or what a file holds
 
@@ -43,34 +44,40 @@ def read_audio(source: Source, sampling_rate: int, channels: Literal["mix", "ref
 
 def read_audio_and_rate(source: Source, channels: Literal["mix", "refuse"] = "refuse") -> tuple[np.ndarray, int]:
     """As `read_audio`, not resampled: `(num_samples,)` and the file's own sampling rate in Hz."""
-    if channels not in ("mix", "refuse"):
-        raise ValueError(f"channels is {channels!r}: 'mix' or 'refuse' is wanted")
     with _open(source) as file:
-        name = _name(source)
-        try:
-            audio = file.read(dtype="float32", always_2d=True)
-        except soundfile.LibsndfileError as error:
-            raise ValueError(f"{name} can't be decoded: {error.error_string}") from error
-        if len(audio) == 0:
-            raise ValueError(f"{name} is empty: it holds no samples")
-        if len(audio) < file.frames:
-            raise ValueError(f"{name} is truncated: its header says {file.frames} samples, it holds {len(audio)}")
-        if audio.shape[1] > 1 and channels == "refuse":
-            raise ValueError(
-                f"{name} has {audio.shape[1]} channels, the codec is mono: --channels mix takes their mean"
-            )
+        (audio,) = _mono_pieces(file, _name(source), channels, piece_samples=-1)
+        return audio, file.samplerate
+
+
+def read_audio_pieces(
+    source: Source, sampling_rate: int, channels: Literal["mix", "refuse"] = "refuse", piece_seconds: float = 5.0
+) -> Iterator[np.ndarray]:
+    """What `read_audio` returns, to the bit, in pieces of about `piece_seconds` that are read as they are asked for.
+
+    Raises as `read_audio` does, for damage when it gets there.
+    """
+    with _open(source) as file:
         file_rate = file.samplerate
-    mono = audio[:, 0] if audio.shape[1] == 1 else audio.mean(axis=1)
-    if not np.isfinite(mono).all():
-        raise ValueError(f"{name} has NaN or infinite samples")
-    return mono, file_rate
+        pieces = _mono_pieces(file, _name(source), channels, max(1, int(piece_seconds * file_rate)))
+        if file_rate == sampling_rate:
+            yield from pieces
+            return
+        resampler = soxr.ResampleStream(file_rate, sampling_rate, 1, dtype="float32", quality=RESAMPLING_QUALITY)
+        num_samples, first_sample = 0, None
+        for piece in pieces:
+            first_sample = piece[:1] if first_sample is None else first_sample
+            resampled = resampler.resample_chunk(piece)
+            num_samples += len(resampled)
+            yield resampled
+        resampled = resampler.resample_chunk(np.zeros(0, dtype=np.float32), last=True)
+        yield resampled if num_samples + len(resampled) else first_sample
 
 
 def resample(audio: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
     """`(num_samples,)` at `from_rate` Hz to `to_rate` Hz, float32, at soxr's very high quality; at least one sample."""
     if from_rate == to_rate:
         return audio
-    resampled = soxr.resample(audio, from_rate, to_rate, quality="VHQ")
+    resampled = soxr.resample(audio, from_rate, to_rate, quality=RESAMPLING_QUALITY)
     return resampled if len(resampled) else audio[:1]
 
 
@@ -78,20 +85,58 @@ def write_audio(path: str | os.PathLike, audio: np.ndarray, sampling_rate: int):
     """Write mono float `(num_samples,)` in [-1, 1] as 16-bit wav or flac, by the suffix of `path`. The file appears
     when it is complete. Raises `ValueError` for another suffix, another shape, integers, NaN and infinite samples, and
     `OSError` where it can't be written."""
+    write_audio_pieces(path, [audio], sampling_rate)
+
+
+def write_audio_pieces(path: str | os.PathLike, pieces: Iterable[np.ndarray], sampling_rate: int):
+    """As `write_audio`, one piece after the other."""
     path = Path(path)
     if path.suffix.lower() not in WRITABLE_SUFFIXES:
         raise ValueError(f"{path} ends in {path.suffix!r}: audio is written as {' or '.join(WRITABLE_SUFFIXES)}")
+    file_format = path.suffix[1:].upper()
+    with atomic_path(path) as unfinished:
+        try:
+            with soundfile.SoundFile(unfinished, "w", sampling_rate, 1, "PCM_16", format=file_format) as file:
+                for piece in pieces:
+                    file.write(np.clip(_checked(piece), -1, 1))
+        except soundfile.LibsndfileError as error:
+            raise OSError(f"{path} can't be written: {error.error_string}") from error
+
+
+def _checked(audio) -> np.ndarray:
     audio = np.asarray(audio)
     if audio.ndim != 1 or audio.dtype.kind != "f" or not np.isfinite(audio).all():
         raise ValueError(
             f"audio {audio.shape} of {audio.dtype} can't be written: (num_samples,), finite floats, is wanted"
         )
-    with atomic_path(path) as unfinished:
-        file_format = path.suffix[1:].upper()
+    return audio
+
+
+def _mono_pieces(file: soundfile.SoundFile, name: str, channels: str, piece_samples: int) -> Iterator[np.ndarray]:
+    """The file's samples, `piece_samples` of them at a time; all at once for -1."""
+    if channels not in ("mix", "refuse"):
+        raise ValueError(f"channels is {channels!r}: 'mix' or 'refuse' is wanted")
+    num_read = 0
+    while True:
         try:
-            soundfile.write(unfinished, np.clip(audio, -1, 1), sampling_rate, format=file_format, subtype="PCM_16")
+            audio = file.read(piece_samples, dtype="float32", always_2d=True)
         except soundfile.LibsndfileError as error:
-            raise OSError(f"{path} can't be written: {error.error_string}") from error
+            raise ValueError(f"{name} can't be decoded: {error.error_string}") from error
+        if len(audio) == 0:
+            break
+        num_read += len(audio)
+        if audio.shape[1] > 1 and channels == "refuse":
+            raise ValueError(
+                f"{name} has {audio.shape[1]} channels, the codec is mono: --channels mix takes their mean"
+            )
+        mono = audio[:, 0] if audio.shape[1] == 1 else audio.mean(axis=1)
+        if not np.isfinite(mono).all():
+            raise ValueError(f"{name} has NaN or infinite samples")
+        yield mono
+    if num_read == 0:
+        raise ValueError(f"{name} is empty: it holds no samples")
+    if num_read < file.frames:
+        raise ValueError(f"{name} is truncated: its header says {file.frames} samples, it holds {num_read}")
 
 
 def _open(source: Source) -> soundfile.SoundFile:
