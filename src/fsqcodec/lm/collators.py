@@ -56,9 +56,9 @@ class Collator(ABC):
             rows.map(collator.pack, batched=True, remove_columns=rows.column_names, fn_kwargs={"num_ids": 2048})
 
         What is cut goes on in the next block; the last block of a call is padded. `position_ids` start from 0 in each
-        row, by which Transformers keeps the attention of rows apart, as long as no `attention_mask` is given: batch the
-        blocks with `transformers.default_data_collator`. The first id of each piece has no label, as nothing comes
-        before it. Raises `ValueError` for blocks of less than 2 ids.
+        row, by which Transformers keeps the attention of rows apart where no `attention_mask` is given and no cache is
+        in use, as in `Trainer`: batch the blocks with `transformers.default_data_collator`. The first id of each piece
+        has no label, as nothing comes before it. Raises `ValueError` for blocks of less than 2 ids.
         """
         if num_ids < 2:
             raise ValueError(f"num_ids is {num_ids}: a block needs 2 or more")
