@@ -11,8 +11,17 @@ from .models.configuration_codec import CodecConfig
 from .models.feature_extraction_codec import CodecFeatureExtractor
 from .models.modeling_codec import CodecModel
 from .presets import list_presets
+from .streaming import StreamingDecoder, StreamingEncoder
 
-__all__ = ["CodecConfig", "CodecFeatureExtractor", "CodecModel", "convert_checkpoint", "list_presets"]
+__all__ = [
+    "CodecConfig",
+    "CodecFeatureExtractor",
+    "CodecModel",
+    "StreamingDecoder",
+    "StreamingEncoder",
+    "convert_checkpoint",
+    "list_presets",
+]
 
 AutoConfig.register(CodecConfig.model_type, CodecConfig)
 AutoModel.register(CodecConfig, CodecModel)

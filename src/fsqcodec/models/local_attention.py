@@ -59,31 +59,45 @@ class LocalAttention(nn.Module):
 
     def forward(self, x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         """`(B, T, hidden_size)` and the table of `tile_bias` to `(B, T, hidden_size)`."""
-        batch_size, num_steps, _ = x.shape
-        query, key, value = (
-            self.to_qkv(x).view(batch_size, num_steps, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
-        )
+        return self.merge_heads(self.attend(*self.split_heads(x), bias))
+
+    def split_heads(self, x: torch.Tensor) -> torch.Tensor:
+        """`(B, T, hidden_size)` to query, key and value, `(3, B, H, T, D)`."""
+        return self.to_qkv(x).view(*x.shape[:2], 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+
+    def merge_heads(self, x: torch.Tensor) -> torch.Tensor:
+        """`(B, H, T, D)` to `(B, T, hidden_size)`."""
+        return self.to_out(x.transpose(1, 2).flatten(2))
+
+    def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        """Queries `(B, H, T, D)`, the last of the steps that there are keys and values for, to `(B, H, T, D)`.
+
+        The first key is the first step of a block: of the first one where the clip is whole.
+        """
         bias = bias.to(query.dtype)
+        num_keys = key.shape[2]
+        first_query = num_keys - query.shape[2]
         tiles = []
-        for start, stop in self._tiles(num_steps, tile_size=bias.shape[1]):
+        for start, stop in self._tiles(first_query, num_keys, tile_size=bias.shape[1]):
             first_key = max(start // self.window_size - 1, 0) * self.window_size
             columns = slice(2 * self.window_size + first_key - start, 2 * self.window_size + stop - start)
             tiles.append(
                 F.scaled_dot_product_attention(
-                    query[:, :, start:stop],
+                    query[:, :, start - first_query : stop - first_query],
                     key[:, :, first_key:stop],
                     value[:, :, first_key:stop],
                     attn_mask=bias[None, :, : stop - start, columns],
                 )
             )
-        return self.to_out(torch.cat(tiles, dim=2).transpose(1, 2).flatten(2))
+        return torch.cat(tiles, dim=2)
 
-    def _tiles(self, num_steps: int, tile_size: int):
-        """The steps from 0 to `num_steps` in tiles that do not cross the blocks' borders."""
-        for block_start in range(0, num_steps, self.window_size):
-            block_stop = min(block_start + self.window_size, num_steps)
-            for start in range(block_start, block_stop, tile_size):
-                yield start, min(start + tile_size, block_stop)
+    def _tiles(self, first: int, num_steps: int, tile_size: int):
+        """The steps from `first` to `num_steps` in tiles that do not cross the blocks' borders."""
+        while first < num_steps:
+            block_stop = (first // self.window_size + 1) * self.window_size
+            stop = min(first + tile_size, block_stop, num_steps)
+            yield first, stop
+            first = stop
 
 
 class LocalTransformerLayer(GradientCheckpointingLayer):
@@ -100,7 +114,10 @@ class LocalTransformerLayer(GradientCheckpointingLayer):
 
     def forward(self, x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         """`(B, T, hidden_size)` to the same shape."""
-        x = x + self.attention(self.attention_norm(x), bias)
+        return self.add_mlp(x + self.attention(self.attention_norm(x), bias))
+
+    def add_mlp(self, x: torch.Tensor) -> torch.Tensor:
+        """`(B, T, hidden_size)` to the same shape: what follows attention."""
         up, gate = self.up_and_gate(self.mlp_norm(x)).chunk(2, dim=-1)
         return x + self.down(up * F.gelu(gate))
 
@@ -119,10 +136,14 @@ class LocalTransformer(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`(B, T, hidden_size)` to the same shape."""
-        bias = tile_bias(self.position_bias(2 * self.window_size, x.device), self.tile_size)
+        bias = self.bias_table(self.tile_size, x.device)
         for layer in self.layers:
             x = layer(x, bias)
         return x
+
+    def bias_table(self, tile_size: int, device: torch.device) -> torch.Tensor:
+        """The table of `tile_bias` for tiles of `tile_size` queries, the same for all layers."""
+        return tile_bias(self.position_bias(2 * self.window_size, device), tile_size)
 
 
 class DownsamplingTransformer(nn.Module):
