@@ -126,6 +126,20 @@ def test_audio_comes_before_the_model_has_finished():
     assert sum(map(len, chunks)) == 60 * codec.model.config.hop_length > num_samples
 
 
+def test_a_codec_that_normalises_over_the_clip_is_exact_in_a_file_and_live_with_a_warning(tmp_path):
+    codec = ours("l3ac-coarse")
+    vocabulary = AudioVocabulary.for_codec(codec)
+    codes = random_codes(codec, 60)
+    ids = vocabulary.codes_to_ids(codes).tolist()
+    (whole,) = codec.decode([codes.numpy()])
+    stream(AudioStreamer(vocabulary, codec, tmp_path / "out.wav"), [vocabulary.begin_of_audio_id], ids)
+    np.testing.assert_allclose(soundfile.read(tmp_path / "out.wav")[0], whole.clip(-1, 1), atol=1e-4)
+    chunks = []
+    with pytest.warns(UserWarning, match="normalises over the clip"):
+        stream(AudioStreamer(vocabulary, codec, chunks.append, 0.01), [vocabulary.begin_of_audio_id], ids)
+    assert len(chunks) > 2 and sum(map(len, chunks)) == len(whole)
+
+
 @pytest.mark.parametrize("family", ["encodec", "dac", "mimi"])
 def test_other_codecs_decode_at_the_end_of_a_span(folders, family):  # noqa: F811
     codec = load_codec(folders / family)

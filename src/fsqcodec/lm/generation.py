@@ -17,6 +17,8 @@ from transformers.generation.streamers import BaseStreamer
 
 from ..audio import WRITABLE_SUFFIXES, write_audio
 from ..codecs import Codec
+from ..models.modeling_codec import CodecModel
+from ..streaming import StreamingDecoder
 from .vocabulary import AudioVocabulary
 
 
@@ -71,8 +73,9 @@ class AudioStreamer(BaseStreamer):
     Every span of audio is decoded by itself, one after the other. Of the prompt only a span that is still open is
     decoded, as its continuation needs it; text is passed over, and so is a last frame that is not whole.
 
-    The codecs of this package are decoded in chunks as they come, by `fsqcodec.StreamingDecoder`. Others decode a span
-    at its end.
+    The codecs of this package are decoded in chunks as they come, by `fsqcodec.StreamingDecoder`. One that normalises
+    over the clip then differs from decoding the whole, which is said in a warning; for a file it is decoded at the end
+    of a span, exactly. So are the codecs of Transformers.
 
     Args:
         vocabulary: the language model's.
@@ -98,6 +101,10 @@ class AudioStreamer(BaseStreamer):
                 raise ValueError(f"{output} is no {' or '.join(WRITABLE_SUFFIXES)} file: audio is written as one")
             if codec.num_channels > 1:
                 raise ValueError(f"{codec.name} has {codec.num_channels} channels, files are mono: give a function")
+        in_chunks = isinstance(codec.model, CodecModel) and (
+            callable(output) or not codec.model.config.normalizes_over_clip
+        )
+        self._span_decoder = _StreamingSpanDecoder if in_chunks else _WholeSpanDecoder
         self._num_chunk_ids = max(1, round(chunk_seconds * codec.frame_rate)) * vocabulary.num_ids_per_frame
         self._reset()
 
@@ -112,7 +119,7 @@ class AudioStreamer(BaseStreamer):
         for token_id in ids:
             if token_id == self.vocabulary.begin_of_audio_id:
                 self._close_span()
-                self._decoder = _WholeDecoder(self.codec)
+                self._decoder = self._span_decoder(self.codec)
             elif token_id == self.vocabulary.end_of_audio_id:
                 self._close_span()
             elif self._decoder is not None:
@@ -149,8 +156,8 @@ class AudioStreamer(BaseStreamer):
             self._emit(self._decoder.push(self.vocabulary.ids_to_codes(self._ids)))
         self._ids = []
 
-    def _emit(self, audio: np.ndarray | None):
-        if audio is None or not audio.shape[-1]:
+    def _emit(self, audio: np.ndarray):
+        if not audio.size:
             return
         if callable(self.output):
             self.output(audio)
@@ -158,19 +165,36 @@ class AudioStreamer(BaseStreamer):
             self._audio.append(audio)
 
 
-class _WholeDecoder:
-    """Any codec, with the interface of a stream: nothing until the end."""
+class _StreamingSpanDecoder:
+    """The audio of one span, as soon as it is final."""
 
     def __init__(self, codec: Codec):
-        self.codec, self.codes = codec, []
+        self._stream = StreamingDecoder(codec.model)
 
-    def push(self, codes: torch.Tensor):
-        self.codes.append(codes)
+    def push(self, codes: torch.Tensor) -> np.ndarray:
+        return self._to_array(self._stream.push(codes))
 
-    def flush(self) -> np.ndarray | None:
-        if self.codes:
-            return self.codec.decode([torch.cat(self.codes, dim=1).numpy()])[0]
-        return None
+    def flush(self) -> np.ndarray:
+        return self._to_array(self._stream.flush())
+
+    def _to_array(self, audio: torch.Tensor) -> np.ndarray:
+        return audio[0, 0].float().cpu().numpy()
+
+
+class _WholeSpanDecoder:
+    """The same of any codec: nothing before the end."""
+
+    def __init__(self, codec: Codec):
+        self._codec, self._codes = codec, []
+
+    def push(self, codes: torch.Tensor) -> np.ndarray:
+        self._codes.append(codes)
+        return np.zeros(0, dtype=np.float32)
+
+    def flush(self) -> np.ndarray:
+        if not self._codes:
+            return np.zeros(0, dtype=np.float32)
+        return self._codec.decode([torch.cat(self._codes, dim=1).numpy()])[0]
 
 
 def _index_after_last(ids: list[int], wanted: int) -> int:
