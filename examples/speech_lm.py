@@ -44,7 +44,7 @@ def main():
     train(language_model, collator, train_rows, arguments)
     vocabulary.save_pretrained(arguments.output)
 
-    block_frames = arguments.block_ids // vocabulary.num_ids_per_frame - 1
+    block_frames = max(1, arguments.block_ids // vocabulary.num_ids_per_frame - 1)
     result = {
         "train_hours": sum(row["num_frames"] for row in train_rows) / codec.frame_rate / 3600,
         "held_out_minutes": sum(row["num_frames"] for row in held_out_rows) / codec.frame_rate / 60,

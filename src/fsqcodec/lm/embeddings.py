@@ -1,5 +1,7 @@
 """Room for audio in a language model's embeddings, with rows of near codes near each other."""
 
+from collections.abc import Iterator
+
 import torch
 from transformers import PreTrainedModel
 
@@ -32,23 +34,23 @@ def resize_embeddings(model: PreTrainedModel, vocabulary: AudioVocabulary):
         weights.append(model.get_output_embeddings().weight)
     for weight in weights:
         known = weight[: vocabulary.first_id or num_rows].float()
-        rows = _unit_rows(vocabulary, weight.shape[1]).to(weight.device) * known.std(dim=0, correction=0)
-        weight[vocabulary.first_id : vocabulary.size] = (rows + known.mean(dim=0)).to(weight.dtype)
+        mean, deviation = known.mean(dim=0), known.std(dim=0, correction=0)
+        for start, rows in _unit_rows(vocabulary, weight.shape[1]):
+            weight[start : start + len(rows)] = rows.to(weight.device).mul_(deviation).add_(mean).to(weight.dtype)
 
 
-def _unit_rows(vocabulary: AudioVocabulary, hidden_size: int) -> torch.Tensor:
-    """Float32 `(size - first_id, hidden_size)`, numbers of variance 1 around 0 in every range."""
-    rows = [torch.randn(2, hidden_size)]  # begin and end
-    for size, levels in zip(vocabulary.range_sizes, _levels_of_ranges(vocabulary)):
+def _unit_rows(vocabulary: AudioVocabulary, hidden_size: int) -> Iterator[tuple[int, torch.Tensor]]:
+    """Float32 rows `(num_ids, hidden_size)` of variance 1 around 0, with the first id, of each range; and of begin, end."""
+    yield vocabulary.begin_of_audio_id, torch.randn(2, hidden_size)
+    for start, size, levels in zip(vocabulary.range_starts, vocabulary.range_sizes, _levels_of_ranges(vocabulary)):
         if levels is None:
-            rows.append(torch.randn(size, hidden_size))
+            yield start, torch.randn(size, hidden_size)
             continue
         digits = indices_to_digits(torch.arange(size), levels)
         values = 2 * digits / (torch.tensor(levels) - 1).clamp(min=1) - 1
         features = torch.cat([torch.ones(size, 1), values], dim=1)  # the one tells ranges apart
         features /= features.square().sum(dim=1).mean().sqrt()
-        rows.append(features @ torch.randn(features.shape[1], hidden_size))
-    return torch.cat(rows)
+        yield start, features @ torch.randn(features.shape[1], hidden_size)
 
 
 def _levels_of_ranges(vocabulary: AudioVocabulary) -> list[tuple[int, ...] | None]:
