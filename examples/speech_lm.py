@@ -99,6 +99,7 @@ def train(language_model: LlamaForCausalLM, collator: AudioCollator, rows: Datas
         warmup_steps=arguments.steps // 20,
         weight_decay=0.1,
         adam_beta2=0.98,
+        use_cpu=not torch.cuda.is_available(),  # said outright, else there is no bf16 on one
         bf16=arguments.bf16,
         logging_steps=max(1, arguments.steps // 40),
         save_strategy="no",

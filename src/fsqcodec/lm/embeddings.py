@@ -40,7 +40,7 @@ def resize_embeddings(model: PreTrainedModel, vocabulary: AudioVocabulary):
 
 
 def _unit_rows(vocabulary: AudioVocabulary, hidden_size: int) -> Iterator[tuple[int, torch.Tensor]]:
-    """Of begin and end, and of each range: the first id, float32 rows `(num_ids, hidden_size)` of variance 1 around 0."""
+    """Of begin and end, and of each range: the first id, and rows `(num_ids, hidden_size)` of variance 1 around 0."""
     yield vocabulary.begin_of_audio_id, torch.randn(2, hidden_size)
     for start, size, levels in zip(vocabulary.range_starts, vocabulary.range_sizes, _levels_of_ranges(vocabulary)):
         if levels is None:
