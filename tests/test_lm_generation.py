@@ -9,9 +9,16 @@ from hypothesis import strategies as st
 
 from fsqcodec import CodecFeatureExtractor
 from fsqcodec.codecs import TransformersCodec, load_codec
-from fsqcodec.lm import AudioLogitsProcessor, AudioStreamer, AudioVocabulary, resize_embeddings
+from fsqcodec.lm import (
+    AudioLogitsProcessor,
+    AudioStreamer,
+    AudioToTextCollator,
+    AudioVocabulary,
+    TextToAudioCollator,
+    resize_embeddings,
+)
 from small_configs import small_model
-from small_language_model import small_llama
+from small_language_model import SENTENCES, small_llama, text_tokenizer
 from test_codecs import folders  # noqa: F401
 
 TEXT_SIZE = 20
@@ -194,6 +201,37 @@ def test_generate_writes_the_file_that_decoding_its_ids_gives(tmp_path, view):
         assert sampling_rate == codec.output_sampling_rate
         np.testing.assert_allclose(written, whole.clip(-1, 1), atol=1e-4)
         assert [path.name for path in tmp_path.iterdir()] == ["out.wav"]
+
+
+def test_text_learnt_with_its_audio_is_spoken_and_recognised():
+    """Both directions in one small model behind a text tokenizer, from data to what it generates."""
+    tokenizer, codec = text_tokenizer(), ours()
+    vocabulary = AudioVocabulary.for_codec(codec, tokenizer, view="digits")
+    model = small_llama(len(tokenizer), hidden_size=64)
+    resize_embeddings(model, vocabulary)
+    speak, recognise = TextToAudioCollator(vocabulary, tokenizer), AudioToTextCollator(vocabulary, tokenizer)
+    rows = [{"text": text, "audio_codes": random_codes(codec, 6, i)} for i, text in enumerate(SENTENCES)]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(120):
+        loss = model(**speak(rows)).loss + model(**recognise(rows)).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    for row in rows:
+        for collator, end in ((speak, vocabulary.end_of_audio_id), (recognise, tokenizer.eos_token_id)):
+            prompt = torch.tensor([collator.prompt(row)])
+            ids = model.generate(
+                prompt,
+                attention_mask=torch.ones_like(prompt),
+                logits_processor=[AudioLogitsProcessor(vocabulary)],
+                do_sample=False,
+                max_new_tokens=60,
+                eos_token_id=end,
+                pad_token_id=end,
+            )[0]
+            assert ids[prompt.shape[1] :].tolist() == collator.target(row)
+            (codes,) = vocabulary.find_audio(ids)
+            assert torch.equal(codes, row["audio_codes"])
 
 
 def test_nothing_generated_is_said_and_not_written(tmp_path):

@@ -68,7 +68,8 @@ class AudioLogitsProcessor(LogitsProcessor):
 
 
 class AudioStreamer(BaseStreamer):
-    """A streamer of `generate` that decodes audio while the language model goes on, for a batch of one.
+    """A streamer of `generate` that decodes audio while the language model goes on, for a batch of one. It serves one
+    call after the other; after one that failed, make another streamer.
 
     Every span of audio is decoded by itself, one after the other. Of the prompt only a span that is still open is
     decoded, as its continuation needs it; text is passed over, and so is a last frame that is not whole.
