@@ -30,6 +30,11 @@ class Channels(StrEnum):
     refuse = "refuse"
 
 
+class Engine(StrEnum):
+    process = "process"
+    ray = "ray"
+
+
 class AudioFormat(StrEnum):
     wav = "wav"
     flac = "flac"
@@ -123,6 +128,48 @@ def decode(
 
 
 @app.command()
+def tokenize(
+    source: Annotated[str, typer.Argument(help="Folder, glob, manifest, parquet, WebDataset tars, or org/name:split.")],
+    model: Model,
+    output: OutputDir,
+    channels: Annotated[Channels, typer.Option(help="Stereo: take the channels' mean, or refuse.")] = Channels.refuse,
+    shard_size: Annotated[int, typer.Option(help="Rows of a shard; a tar or streamed file is one shard.")] = 1000,
+    batch_size: Annotated[int, typer.Option(help="Clips encoded at once; no matter for the tokens.")] = 16,
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first clip that fails.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Count clips, hours and bytes, and write nothing.")
+    ] = False,
+    engine: Annotated[Engine, typer.Option(help="This process, or a cluster.")] = Engine.process,
+    address: Annotated[str | None, typer.Option(help="Of the Ray cluster; a local one is started otherwise.")] = None,
+    device: Device = None,
+):
+    """Tokenize a data set to parquet, or go on with a run that was interrupted.
+
+    Under `accelerate launch -m fsqcodec tokenize ...` the processes share the work.
+
+    Example: fsqcodec tokenize recordings/ --model codec-1kbps --output tokens
+    """
+    with _errors_as_sentences():
+        from fsqcodec.tokenization.estimate import estimate
+        from fsqcodec.tokenization.run import Settings
+        from fsqcodec.tokenization.run import tokenize as tokenize_source
+
+        settings = Settings(source, model, channels.value, shard_size, batch_size, fail_fast)
+        if dry_run:
+            for name, value in estimate(settings).items():
+                typer.echo(f"{name.replace('_', ' '):<28}{value:,.2f}".removesuffix(".00"))
+            return
+        result = tokenize_source(settings, output, engine=engine.value, address=address, device=device)
+        typer.echo(f"{result.num_rows} clips, {result.seconds / 3600:.2f} h of audio, {result.num_bytes:,} bytes")
+        if result.num_missing_shards:
+            typer.echo(
+                f"{result.num_missing_shards} of {result.num_shards} shards are missing: others write them, or run it again"
+            )
+        elif result.num_errors:
+            typer.echo(f"{result.num_errors} clips failed: {output / 'errors.parquet'} says why", err=True)
+
+
+@app.command()
 def evaluate(
     audio: Annotated[list[str], typer.Argument(help="Files, folders, globs, manifests, or data sets like name:split.")],
     codec: Annotated[list[str], typer.Option("--codec", "-c", help="Folder, Hub id[:codebooks], opus:6, codec2:3200.")],
@@ -171,7 +218,8 @@ def train(
     output: OutputDir,
     data: Annotated[list[str] | None, typer.Option(help="Clips, instead of the recipe's; can be repeated.")] = None,
     exclude: Annotated[
-        list[str] | None, typer.Option(help="Clips for later evaluation: neither they nor their speakers are trained on.")
+        list[str] | None,
+        typer.Option(help="Clips for later evaluation: neither they nor their speakers are trained on."),
     ] = None,
     folder: Annotated[str | None, typer.Option(help="Model to fine-tune, instead of the recipe's.")] = None,
 ):

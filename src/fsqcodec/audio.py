@@ -51,19 +51,26 @@ def read_audio_and_rate(source: Source, channels: Literal["mix", "refuse"] = "re
             audio = file.read(dtype="float32", always_2d=True)
         except soundfile.LibsndfileError as error:
             raise ValueError(f"{name} can't be decoded: {error.error_string}") from error
-        if len(audio) == 0:
-            raise ValueError(f"{name} is empty: it holds no samples")
         if len(audio) < file.frames:
             raise ValueError(f"{name} is truncated: its header says {file.frames} samples, it holds {len(audio)}")
-        if audio.shape[1] > 1 and channels == "refuse":
-            raise ValueError(
-                f"{name} has {audio.shape[1]} channels, the codec is mono: --channels mix takes their mean"
-            )
         file_rate = file.samplerate
-    mono = audio[:, 0] if audio.shape[1] == 1 else audio.mean(axis=1)
-    if not np.isfinite(mono).all():
+    return to_mono(audio, channels, name), file_rate
+
+
+def to_mono(audio: np.ndarray, channels: Literal["mix", "refuse"], name: str) -> np.ndarray:
+    """`(num_samples,)` or `(num_samples, num_channels)` to `(num_samples,)`; `name` is for messages.
+
+    Raises `ValueError` for several channels with `channels="refuse"`, for NaN and infinite samples and for none.
+    """
+    if audio.ndim == 2 and audio.shape[1] > 1 and channels == "refuse":
+        raise ValueError(f"{name} has {audio.shape[1]} channels, the codec is mono: --channels mix takes their mean")
+    if audio.ndim == 2:
+        audio = audio[:, 0] if audio.shape[1] == 1 else audio.mean(axis=1)
+    if len(audio) == 0:
+        raise ValueError(f"{name} is empty: it holds no samples")
+    if not np.isfinite(audio).all():
         raise ValueError(f"{name} has NaN or infinite samples")
-    return mono, file_rate
+    return audio
 
 
 def resample(audio: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
