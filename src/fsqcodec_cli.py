@@ -157,14 +157,13 @@ def tokenize(
         settings = Settings(source, model, channels.value, shard_size, batch_size, fail_fast)
         if dry_run:
             for name, value in estimate(settings).items():
-                typer.echo(f"{name.replace('_', ' '):<28}{value:,.2f}".removesuffix(".00"))
+                typer.echo(f"{name.replace('_', ' '):<28}{value:,}")
             return
         result = tokenize_source(settings, output, engine=engine.value, address=address, device=device)
-        typer.echo(f"{result.num_rows} clips, {result.seconds / 3600:.2f} h of audio, {result.num_bytes:,} bytes")
+        typer.echo(f"{result.num_rows} clips, {result.seconds / 3600:.3f} h of audio, {result.num_bytes:,} bytes")
         if result.num_missing_shards:
-            typer.echo(
-                f"{result.num_missing_shards} of {result.num_shards} shards are missing: others write them, or run it again"
-            )
+            missing = f"{result.num_missing_shards} of {result.num_shards} shards are missing"
+            typer.echo(f"{missing}: other processes write them, or run it again")
         elif result.num_errors:
             typer.echo(f"{result.num_errors} clips failed: {output / 'errors.parquet'} says why", err=True)
 

@@ -31,8 +31,8 @@ def estimate(settings: Settings) -> dict[str, float]:
         "shards": len(source.parts),
         "clips": num_clips,
         "unreadable": num_unreadable,
-        "hours": seconds / 3600,
+        "hours": round(seconds / 3600, 3),
         "frames": round(seconds * facts["frame_rate"]),
-        "bits_per_second": facts["bitrate"],
+        "bits_per_second": round(facts["bitrate"], 1),
         "bytes": round(seconds * facts["bitrate"] / 8),
     }

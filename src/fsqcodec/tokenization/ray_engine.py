@@ -4,6 +4,7 @@ All machines must see the source, the model and the output folder under the same
 numbers: a part whose actor dies is done again by another one, and its shard is the same.
 """
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +33,7 @@ def tokenize_parts(run: "Run", parts: list[int], address: str | None) -> Iterato
         local = {} if address else {"object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}
         ray.init(address=address, log_to_driver=False, logging_level="error", **local)
     DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     resources = ray.cluster_resources()
     kind = "GPU" if resources.get("GPU") else "CPU"
     pool = ActorPoolStrategy(size=min(len(parts), int(resources[kind])), max_tasks_in_flight_per_actor=1)

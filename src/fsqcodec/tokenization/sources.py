@@ -2,7 +2,7 @@
 
 files, folders, globs    slices of `shard_size` files, in the order of their paths
 manifests                slices of `shard_size` rows
-parquet                  slices of `shard_size` rows of each file; audio is a column of paths, or of bytes as `datasets` has
+parquet                  slices of `shard_size` rows of each file, with audio as paths, or as bytes as `datasets` has it
 WebDataset tars          each tar
 data sets of the Hub     each of their files, streamed; `org/name:split`, by default the split `train`
 
@@ -210,7 +210,7 @@ def _tar_row(file: Path, key: str, members: list[tuple[str, bytes]], schema: pa.
 
 
 def _tar_samples(file: Path) -> Iterator[tuple[str, list[tuple[str, bytes]]]]:
-    """Consecutive files whose paths are equal up to the first dot of their names: that path, and (the rest, content)."""
+    """Consecutive files with one path up to the first dot of their names: that path, and (the rest, content) of each."""
 
     def contents() -> Iterator[tuple[str, str, bytes]]:
         with tarfile.open(file, "r|*") as tar:
@@ -268,11 +268,8 @@ class _Columns:
     def __init__(self, schema: pa.Schema, source: str):
         self.source = source
         held = [field.name for field in schema if _holds_audio(field.type)]
-        paths = [
-            column
-            for column in PATH_COLUMNS
-            if column in schema.names and pa.types.is_string(schema.field(column).type)
-        ]
+        texts = {field.name for field in schema if pa.types.is_string(field.type)}
+        paths = [column for column in PATH_COLUMNS if column in texts]
         if not held and not paths:
             names = ", ".join(schema.names)
             raise ValueError(f"{source} has the columns {names}: one of {', '.join(PATH_COLUMNS)} is wanted")
