@@ -5,6 +5,7 @@ wav, flac, ogg, mp3 and what else libsndfile knows, through soundfile; resamplin
 
 import io
 import os
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +18,9 @@ from .atomic import atomic_path
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".au", ".w64", ".caf")
 WRITABLE_SUFFIXES = (".wav", ".flac")
 
+# libsndfile reads what is left of a file without compression that was cut off, and says so in its log only
+SHORTENED = re.compile(r"^\s*(?:data|SSND|Data Size|riff|Riff size)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
+UNKNOWN_LENGTH = 2**31 - 2**17  # bytes; what programs write that don't know the length yet is above
 
 Source = str | os.PathLike | bytes  # a file, or what a file holds
 
@@ -105,9 +109,16 @@ def _open(source: Source) -> soundfile.SoundFile:
     if not isinstance(source, bytes) and not Path(source).is_file():
         raise FileNotFoundError(f"{source} is not a file")
     try:
-        return soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else os.fspath(source))
+        file = soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else os.fspath(source))
     except soundfile.LibsndfileError as error:
         raise ValueError(f"{_name(source)} is not an audio file that can be read: {error.error_string}") from error
+    shortened = SHORTENED.search(file.extra_info)
+    if shortened:
+        said, found = map(int, shortened.groups())
+        if found < said < UNKNOWN_LENGTH:
+            file.close()
+            raise ValueError(f"{_name(source)} is truncated: its header says {said} bytes, it holds {found}")
+    return file
 
 
 def _name(source: Source) -> str:

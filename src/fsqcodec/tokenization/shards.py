@@ -70,14 +70,13 @@ def write_shard(path: Path, schema: pa.Schema, encoded: Iterable[EncodedRow]):
     if pa.types.is_list(schema.field("audio_codes").type.value_type):
         codes += ".list.element"
     dictionary = [name for name in schema.names if name != "audio_codes"]
-    with atomic_path(path) as unfinished:
-        pq.write_table(
-            table,
-            unfinished,
-            compression="zstd",
-            use_dictionary=dictionary,
-            column_encoding={codes: "DELTA_BINARY_PACKED"},
-        )
+    encoding = {"use_dictionary": dictionary, "column_encoding": {codes: "DELTA_BINARY_PACKED"}}
+    with (
+        atomic_path(path) as unfinished,
+        pq.ParquetWriter(unfinished, table.schema, compression="zstd", **encoding) as writer,
+    ):
+        if rows:  # `datasets` can't read a row group without rows, but a file without row groups
+            writer.write_table(table)
 
 
 def read_errors(path: Path) -> list[tuple[int, str, str]]:

@@ -210,7 +210,7 @@ def _tar_row(file: Path, key: str, members: list[tuple[str, bytes]], schema: pa.
 
 
 def _tar_samples(file: Path) -> Iterator[tuple[str, list[tuple[str, bytes]]]]:
-    """Consecutive files with one path up to the first dot of their names: that path, and (the rest, content) of each."""
+    """Consecutive files with one path up to the first dot of their names: it, and (the rest, content) of each."""
 
     def contents() -> Iterator[tuple[str, str, bytes]]:
         with tarfile.open(file, "r|*") as tar:
@@ -268,7 +268,9 @@ class _Columns:
     def __init__(self, schema: pa.Schema, source: str):
         self.source = source
         held = [field.name for field in schema if _holds_audio(field.type)]
-        texts = {field.name for field in schema if pa.types.is_string(field.type)}
+        texts = {
+            field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)
+        }
         paths = [column for column in PATH_COLUMNS if column in texts]
         if not held and not paths:
             names = ", ".join(schema.names)
