@@ -6,8 +6,8 @@ hours take at the rate that was measured.
     python benchmarks/tokenization.py --plan-rate 1500                      # the plan alone, at 1500 times real time
 
 Every run is a command as a user types it, with one thread of torch for each worker. `start` is what the same command
-takes for one clip, with imports and loading; `work` is the rest, which is what a longer run consists of. Rates are hours
-of audio in an hour of work. Without --model, `l3ac-1kbps` with random weights.
+takes for one clip, with imports and loading; `work` is the rest, which is what a longer run consists of. Rates are
+hours of audio in an hour of work. Without --model, `l3ac-1kbps` with random weights.
 """
 
 import os

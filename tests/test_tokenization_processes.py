@@ -65,7 +65,7 @@ def assert_same(folder: Path, output: str):
 @pytest.mark.slow
 def test_killed_again_and_again_it_ends_with_the_same_files(workplace):
     num_kills = 0
-    for wanted in (1, 5, 6, 14, 29):
+    for wanted in (1, 6, 17):
         process = start(workplace, "killed")
         wait_for(lambda wanted=wanted: len(shards(workplace / "killed")) >= wanted)
         time.sleep(0.003 * num_kills)
@@ -73,7 +73,7 @@ def test_killed_again_and_again_it_ends_with_the_same_files(workplace):
         process.communicate()
         num_kills += process.returncode == -signal.SIGKILL
         assert not (workplace / "killed" / "errors.parquet").exists()
-    assert num_kills == 5
+    assert num_kills == 3
     finish(start(workplace, "killed"))
     assert_same(workplace, "killed")
 
@@ -133,5 +133,5 @@ def test_ray_passes_on_what_is_wrong(workplace):
     process = start(workplace, "fast", "--engine", "ray", "--fail-fast")
     printed, _ = process.communicate(timeout=500)
     assert process.returncode == 1
-    assert "error: recordings/broken.flac: recordings/broken.flac is not an audio file" in printed
+    assert "error: recordings/broken.flac is not an audio file" in printed
     assert "Traceback" not in printed

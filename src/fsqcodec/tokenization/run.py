@@ -60,6 +60,8 @@ class Settings:
         for name in ("shard_size", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: at least 1 is wanted")
+        if self.channels not in ("mix", "refuse"):
+            raise ValueError(f"channels is {self.channels!r}: 'mix' or 'refuse' is wanted")
 
 
 @dataclass(frozen=True)
@@ -96,16 +98,22 @@ def tokenize(
             was one of them; `"ray"` with an actor for each GPU, or else CPU, of a Ray cluster.
         address: of the Ray cluster; by default one is started on this machine.
         device: of the model, such as "cuda:0"; by default each process takes a GPU of its own where there are some.
+            Ray's workers do.
 
     Raises:
         FileNotFoundError: no such source or model.
+        ConnectionError: no Ray cluster at `address`.
         ValueError: a damaged source, a codec without tokens, a folder with another run, no clip that can be read, and
             with `fail_fast` the first clip that fails.
     """
     if engine not in ("process", "ray"):
         raise ValueError(f"engine is {engine!r}: 'process' or 'ray' is wanted")
+    if engine == "process" and address is not None:
+        raise ValueError(f"address {address!r} is of a Ray cluster: engine='ray' is wanted with it")
+    if engine == "ray" and device is not None:
+        raise ValueError(f"device {device!r} can't be given to Ray: each of its workers takes a GPU, or else a CPU")
     number, num_processes = _process() if engine == "process" else (0, 1)
-    run = Run(settings, Path(output_dir), device or _own_device())
+    run = Run(settings, Path(output_dir), device or _own_device() if engine == "process" else "cpu")
     parts = [part for part in run.missing_parts() if part % num_processes == number]
     with _Progress(run, parts) as progress:
         if engine == "ray":
@@ -146,7 +154,8 @@ class Run:
         rows = self.source.parts[part].read()
         for encoded in encode_rows(self.codec, rows, settings.channels, settings.batch_size):
             if encoded.error is not None and settings.fail_fast:
-                raise ValueError(f"{encoded.row.name}: {encoded.error}")
+                name, reason = encoded.row.name, encoded.error
+                raise ValueError(reason if name in reason else f"{name}: {reason}")
             done.append(encoded)
             yield encoded
         write_shard(self.shard_path(part), self.schema, done)
