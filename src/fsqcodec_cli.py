@@ -32,6 +32,11 @@ class Channels(StrEnum):
     refuse = "refuse"
 
 
+class Engine(StrEnum):
+    process = "process"
+    ray = "ray"
+
+
 class AudioFormat(StrEnum):
     wav = "wav"
     flac = "flac"
@@ -177,6 +182,47 @@ def stream_roundtrip(
 
         codec = load_fsq_codec(model, device)
         roundtrip_pipe(Microphone(codec.config.sampling_rate) if microphone else samples, decoded, codec)
+
+
+@app.command()
+def tokenize(
+    source: Annotated[str, typer.Argument(help="Folder, glob, manifest, parquet, WebDataset tars, or org/name:split.")],
+    model: Model,
+    output: OutputDir,
+    channels: Annotated[Channels, typer.Option(help="Stereo: take the channels' mean, or refuse.")] = Channels.refuse,
+    shard_size: Annotated[int, typer.Option(help="Rows of a shard; a tar or streamed file is one shard.")] = 1000,
+    batch_size: Annotated[int, typer.Option(help="Clips encoded at once; no matter for the tokens.")] = 16,
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first clip that fails.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Count clips, hours and bytes, and write nothing.")
+    ] = False,
+    engine: Annotated[Engine, typer.Option(help="This process, or a cluster.")] = Engine.process,
+    address: Annotated[str | None, typer.Option(help="Of the Ray cluster; a local one is started otherwise.")] = None,
+    device: Device = None,
+):
+    """Tokenize a data set to parquet, or go on with a run that was interrupted.
+
+    Under `accelerate launch -m fsqcodec tokenize ...` the processes share the work.
+
+    Example: fsqcodec tokenize recordings/ --model codec-1kbps --output tokens
+    """
+    with _errors_as_sentences():
+        from fsqcodec.tokenization.estimate import estimate
+        from fsqcodec.tokenization.run import Settings
+        from fsqcodec.tokenization.run import tokenize as tokenize_source
+
+        settings = Settings(source, model, channels.value, shard_size, batch_size, fail_fast)
+        if dry_run:
+            for name, value in estimate(settings).items():
+                typer.echo(f"{name.replace('_', ' '):<28}{value:,}")
+            return
+        result = tokenize_source(settings, output, engine=engine.value, address=address, device=device)
+        typer.echo(f"{result.num_rows} clips, {result.seconds / 3600:.3f} h of audio, {result.num_bytes:,} bytes")
+        if result.num_missing_shards:
+            missing = f"{result.num_missing_shards} of {result.num_shards} shards are missing"
+            typer.echo(f"{missing}: other processes write them, or run it again")
+        elif result.num_errors:
+            typer.echo(f"{result.num_errors} clips failed: {output / 'errors.parquet'} says why", err=True)
 
 
 @app.command()

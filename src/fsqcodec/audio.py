@@ -5,6 +5,7 @@ wav, flac, ogg, mp3 and what else libsndfile knows, through soundfile; resamplin
 
 import io
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
@@ -18,6 +19,10 @@ from .atomic import atomic_path
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".au", ".w64", ".caf")
 WRITABLE_SUFFIXES = (".wav", ".flac")
 RESAMPLING_QUALITY = "VHQ"  # soxr's highest
+
+# libsndfile reads what is left of a file without compression that was cut off, and says so in its log only
+SHORTENED = re.compile(r"^\s*(?:data|SSND|Data Size|riff|Riff size)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
+UNKNOWN_LENGTH = 2**31 - 2**17  # bytes; what programs write that don't know the length yet is above
 
 Source = str | os.PathLike | bytes  # a file, or what a file holds
 
@@ -73,6 +78,24 @@ def read_audio_pieces(
         yield resampled if num_samples + len(resampled) else first_sample
 
 
+def to_mono(audio: np.ndarray, channels: Literal["mix", "refuse"], name: str) -> np.ndarray:
+    """`(num_samples,)` or `(num_samples, num_channels)` to `(num_samples,)`; `name` is for messages.
+
+    Raises `ValueError` for several channels with `channels="refuse"`, for NaN and infinite samples and for none.
+    """
+    if channels not in ("mix", "refuse"):
+        raise ValueError(f"channels is {channels!r}: 'mix' or 'refuse' is wanted")
+    if audio.ndim == 2 and audio.shape[1] > 1 and channels == "refuse":
+        raise ValueError(f"{name} has {audio.shape[1]} channels, the codec is mono: --channels mix takes their mean")
+    if audio.ndim == 2:
+        audio = audio[:, 0] if audio.shape[1] == 1 else audio.mean(axis=1)
+    if len(audio) == 0:
+        raise ValueError(f"{name} is empty: it holds no samples")
+    if not np.isfinite(audio).all():
+        raise ValueError(f"{name} has NaN or infinite samples")
+    return audio
+
+
 def resample(audio: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
     """`(num_samples,)` at `from_rate` Hz to `to_rate` Hz, float32, at soxr's very high quality; at least one sample."""
     if from_rate == to_rate:
@@ -114,8 +137,6 @@ def _checked(audio) -> np.ndarray:
 
 def _mono_pieces(file: soundfile.SoundFile, name: str, channels: str, piece_samples: int) -> Iterator[np.ndarray]:
     """The file's samples, `piece_samples` of them at a time; all at once for -1."""
-    if channels not in ("mix", "refuse"):
-        raise ValueError(f"channels is {channels!r}: 'mix' or 'refuse' is wanted")
     num_read = 0
     while True:
         try:
@@ -125,14 +146,7 @@ def _mono_pieces(file: soundfile.SoundFile, name: str, channels: str, piece_samp
         if len(audio) == 0:
             break
         num_read += len(audio)
-        if audio.shape[1] > 1 and channels == "refuse":
-            raise ValueError(
-                f"{name} has {audio.shape[1]} channels, the codec is mono: --channels mix takes their mean"
-            )
-        mono = audio[:, 0] if audio.shape[1] == 1 else audio.mean(axis=1)
-        if not np.isfinite(mono).all():
-            raise ValueError(f"{name} has NaN or infinite samples")
-        yield mono
+        yield to_mono(audio, channels, name)
     if num_read == 0:
         raise ValueError(f"{name} is empty: it holds no samples")
     if num_read < file.frames:
@@ -143,9 +157,16 @@ def _open(source: Source) -> soundfile.SoundFile:
     if not isinstance(source, bytes) and not Path(source).is_file():
         raise FileNotFoundError(f"{source} is not a file")
     try:
-        return soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else os.fspath(source))
+        file = soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else os.fspath(source))
     except soundfile.LibsndfileError as error:
         raise ValueError(f"{_name(source)} is not an audio file that can be read: {error.error_string}") from error
+    shortened = SHORTENED.search(file.extra_info)
+    if shortened:
+        said, found = map(int, shortened.groups())
+        if found < said < UNKNOWN_LENGTH:
+            file.close()
+            raise ValueError(f"{_name(source)} is truncated: its header says {said} bytes, it holds {found}")
+    return file
 
 
 def _name(source: Source) -> str:

@@ -24,7 +24,7 @@ from .streaming import StreamingDecoder, StreamingEncoder, clip_statistics
 
 TOKEN_SUFFIX = ".safetensors"
 MAX_BATCH_SIZE = 16
-MAX_BATCH_SECONDS = 64.0  # padding included
+BATCH_SECONDS_PER_CLIP = 4.0  # of the largest batch, padding included
 LONG_SECONDS = 60.0  # files of this duration and more are encoded and decoded in pieces
 PIECE_SECONDS = 5.0
 Item = TypeVar("Item")
@@ -311,13 +311,14 @@ def _without_existing(outputs: dict[Path, Path], overwrite: bool, report: FilesR
     return sources
 
 
-def batches_by_length(durations: dict[Item, float]) -> Iterator[list[Item]]:
+def batches_by_length(durations: dict[Item, float], max_batch_size: int = MAX_BATCH_SIZE) -> Iterator[list[Item]]:
     """Groups of items of similar duration, in seconds, longest first, so that what runs out of memory does so at once:
-    at most `MAX_BATCH_SIZE` of them, and `MAX_BATCH_SECONDS` with padding."""
+    at most `max_batch_size` of them, and four seconds for each of these with padding."""
+    max_seconds = max_batch_size * BATCH_SECONDS_PER_CLIP
     batch = []
     for item in sorted(durations, key=durations.get, reverse=True):
         longest = durations[batch[0]] if batch else 0.0
-        if batch and (len(batch) == MAX_BATCH_SIZE or (len(batch) + 1) * longest > MAX_BATCH_SECONDS):
+        if batch and (len(batch) == max_batch_size or (len(batch) + 1) * longest > max_seconds):
             yield batch
             batch = []
         batch.append(item)
