@@ -15,6 +15,7 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .convolution import DownsamplingConv1d, upsample_linear
+from .padding import ceil_divide
 from .precision import Float32Linear
 
 MAX_TILE_SIZE = 128  # queries that share one attention call: few enough to skip most keys that lie in their future
@@ -59,11 +60,15 @@ class LocalAttention(nn.Module):
 
     def forward(self, x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         """`(B, T, hidden_size)` and the table of `tile_bias` to `(B, T, hidden_size)`."""
-        batch_size, num_steps, _ = x.shape
-        query, key, value = (
-            self.to_qkv(x).view(batch_size, num_steps, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
-        )
-        bias = bias.to(query.dtype)
+        qkv = self.to_qkv(x)
+        bias = bias.to(qkv.dtype)
+        attend = self._attend_in_graph if torch.compiler.is_compiling() else self._attend
+        return self.to_out(attend(qkv, bias).flatten(2))
+
+    def _attend(self, qkv: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        """`(B, T, 3HD)` to `(B, T, H, D)`."""
+        num_steps = qkv.shape[1]
+        query, key, value = qkv.unflatten(-1, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4)
         tiles = []
         for start, stop in self._tiles(num_steps, tile_size=bias.shape[1]):
             first_key = max(start // self.window_size - 1, 0) * self.window_size
@@ -76,7 +81,7 @@ class LocalAttention(nn.Module):
                     attn_mask=bias[None, :, : stop - start, columns],
                 )
             )
-        return self.to_out(torch.cat(tiles, dim=2).transpose(1, 2).flatten(2))
+        return torch.cat(tiles, dim=2).transpose(1, 2)
 
     def _tiles(self, num_steps: int, tile_size: int):
         """The steps from 0 to `num_steps` in tiles that do not cross the blocks' borders."""
@@ -84,6 +89,37 @@ class LocalAttention(nn.Module):
             block_stop = min(block_start + self.window_size, num_steps)
             for start in range(block_start, block_stop, tile_size):
                 yield start, min(start + tile_size, block_stop)
+
+
+    def _attend_in_graph(self, qkv: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        """`_attend` without a loop over time, so that one graph serves any number of steps: all blocks at once, each
+        with the block before in front, as if they were heads. The steps are padded to whole blocks."""
+        (batch_size, num_steps, _), window_size = qkv.shape, self.window_size
+        num_blocks = ceil_divide(num_steps, window_size) + 1
+        padded = F.pad(qkv, (0, 0, window_size, num_blocks * window_size - num_steps))
+        before, own = (
+            x.view(batch_size, num_blocks, window_size, 3, self.num_heads, self.head_dim)
+            for x in (padded[:, :-window_size], padded[:, window_size:])
+        )
+        blocks = torch.cat([before, own], dim=2)
+        query, key, value = blocks.permute(3, 0, 1, 4, 2, 5).flatten(2, 3)
+        block_index = torch.arange(num_blocks, device=qkv.device).view(-1, 1, 1, 1)
+        is_before_start = (block_index == 0) & (torch.arange(2 * window_size, device=qkv.device) < window_size)
+        tiles = []
+        for start, stop in self._tiles(window_size, tile_size=bias.shape[1]):
+            num_keys = window_size + stop
+            tile_bias = bias[:, : stop - start, window_size - start : window_size - start + num_keys]
+            tile_bias = tile_bias.masked_fill(is_before_start[..., :num_keys], -math.inf)
+            tiles.append(
+                F.scaled_dot_product_attention(
+                    query[:, :, window_size + start : num_keys],
+                    key[:, :, :num_keys],
+                    value[:, :, :num_keys],
+                    attn_mask=tile_bias.flatten(0, 1).unsqueeze(0),
+                )
+            )
+        attended = torch.cat(tiles, dim=2).unflatten(1, (num_blocks, self.num_heads))
+        return attended.transpose(2, 3).flatten(1, 2)[:, :num_steps]
 
 
 class LocalTransformerLayer(GradientCheckpointingLayer):
