@@ -182,13 +182,13 @@ def _write_onnx(program: ExportedProgram, path: Path, inputs: list[str], outputs
 
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """Without torch's notes on itself: that torchvision is not installed, and what it will deprecate."""
+    """Without torch's notes on itself: no torchvision, deprecations, axes that have one name."""
     logger = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore")
             yield
     finally:
         logger.setLevel(level)

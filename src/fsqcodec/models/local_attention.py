@@ -90,7 +90,6 @@ class LocalAttention(nn.Module):
             for start in range(block_start, block_stop, tile_size):
                 yield start, min(start + tile_size, block_stop)
 
-
     def _attend_in_graph(self, qkv: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         """`_attend` without a loop over time, so that one graph serves any number of steps: all blocks at once, each
         with the block before in front, as if they were heads. The steps are padded to whole blocks."""
