@@ -92,7 +92,8 @@ class LocalAttention(nn.Module):
 
     def _attend_in_graph(self, qkv: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         """`_attend` without a loop over time, so that one graph serves any number of steps: all blocks at once, each
-        with the block before in front, as if they were heads. The steps are padded to whole blocks."""
+        with the block before in front, as if they were heads. The steps are padded to whole blocks, and by one
+        more: where the number of blocks could be 1, torch would make a graph for that alone."""
         (batch_size, num_steps, _), window_size = qkv.shape, self.window_size
         num_blocks = ceil_divide(num_steps, window_size) + 1
         padded = F.pad(qkv, (0, 0, window_size, num_blocks * window_size - num_steps))
