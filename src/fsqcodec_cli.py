@@ -296,6 +296,23 @@ def train(
 
 
 @app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="Folder or Hub id of a codec.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="New folder for the ONNX files.")],
+):
+    """Export a codec to ONNX: encoder.onnx and decoder.onnx, weights inside, and codec.json with its rates.
+
+    Example: fsqcodec export codec-1kbps --output codec-1kbps-onnx
+    """
+    with _errors_as_sentences():
+        from fsqcodec.export import export_onnx
+        from fsqcodec.files import load_fsq_codec
+
+        for path in sorted(export_onnx(load_fsq_codec(model, device="cpu"), output).iterdir()):
+            typer.echo(f"{path.stat().st_size:>14,}  {path}")
+
+
+@app.command()
 def card(
     target: Annotated[str, typer.Argument(help="A model's folder, a preset, or a family like l3ac.")],
     evaluation: Annotated[Path | None, typer.Option(help="summary.json of `evaluate`, for figures.")] = None,

@@ -90,9 +90,17 @@ def trend_pool(signal: torch.Tensor, kernel_size: int, mask: torch.Tensor | None
     """
     if kernel_size == 1:
         return signal
-    peaks = F.max_pool1d(signal.abs(), kernel_size, stride=1, padding=kernel_size // 2)
+    peaks = _max_pool(signal.abs(), kernel_size)
     envelope = F.avg_pool1d(zero_padding(peaks, mask), kernel_size, stride=1, padding=kernel_size // 2)
     return zero_padding(envelope, mask)
+
+
+def _max_pool(x: torch.Tensor, kernel_size: int) -> torch.Tensor:
+    """Maximum over `kernel_size` steps, as many out as in. In a graph it is the two-dimensional one: the other, ten
+    times as fast on a CPU, fixes the number of steps there."""
+    if torch.compiler.is_compiling():
+        return F.max_pool2d(x.unsqueeze(2), (1, kernel_size), stride=1, padding=(0, kernel_size // 2)).squeeze(2)
+    return F.max_pool1d(x, kernel_size, stride=1, padding=kernel_size // 2)
 
 
 class TrendStem(nn.Module):

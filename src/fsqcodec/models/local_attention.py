@@ -15,6 +15,7 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .convolution import DownsamplingConv1d, upsample_linear
+from .padding import ceil_divide
 from .precision import Float32Linear
 
 MAX_TILE_SIZE = 128  # queries that share one attention call: few enough to skip most keys that lie in their future
@@ -59,7 +60,8 @@ class LocalAttention(nn.Module):
 
     def forward(self, x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         """`(B, T, hidden_size)` and the table of `tile_bias` to `(B, T, hidden_size)`."""
-        return self.merge_heads(self.attend(*self.split_heads(x), bias))
+        attend = self._attend_in_graph if torch.compiler.is_compiling() else self.attend
+        return self.merge_heads(attend(*self.split_heads(x), bias))
 
     def split_heads(self, x: torch.Tensor) -> torch.Tensor:
         """`(B, T, hidden_size)` to query, key and value, `(3, B, H, T, D)`."""
@@ -98,6 +100,46 @@ class LocalAttention(nn.Module):
             stop = min(first + tile_size, block_stop, num_steps)
             yield first, stop
             first = stop
+
+    def _attend_in_graph(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor
+    ) -> torch.Tensor:
+        """`attend` for whole clips without a loop over time, so that one graph serves any number of steps: all blocks
+        at once, each with the block before in front, as if they were heads. The steps are padded to whole blocks, and
+        by one more: where the number of blocks could be 1, torch would make a graph for that alone."""
+        num_steps, window_size = query.shape[2], self.window_size
+        num_blocks = ceil_divide(num_steps, window_size) + 1
+        num_missing = num_blocks * window_size - num_steps
+
+        def in_blocks(x: torch.Tensor) -> torch.Tensor:
+            blocks = x.reshape(*x.shape[:2], num_blocks, window_size, self.head_dim)
+            return blocks.transpose(1, 2).flatten(1, 2)
+
+        def with_block_before(x: torch.Tensor) -> torch.Tensor:
+            padded = F.pad(x, (0, 0, window_size, num_missing))
+            before, own = padded[:, :, :-window_size], padded[:, :, window_size:]
+            return torch.cat([in_blocks(before), in_blocks(own)], dim=2)
+
+        query = in_blocks(F.pad(query, (0, 0, 0, num_missing)))
+        key, value = with_block_before(key), with_block_before(value)
+        bias = bias.to(query.dtype)
+        block_index = torch.arange(num_blocks, device=query.device).view(-1, 1, 1, 1)
+        is_before_start = (block_index == 0) & (torch.arange(2 * window_size, device=query.device) < window_size)
+        tiles = []
+        for start, stop in self._tiles(0, window_size, tile_size=bias.shape[1]):
+            num_keys = window_size + stop
+            tile_bias = bias[:, : stop - start, window_size - start : window_size - start + num_keys]
+            tile_bias = tile_bias.masked_fill(is_before_start[..., :num_keys], -math.inf)
+            tiles.append(
+                F.scaled_dot_product_attention(
+                    query[:, :, start:stop],
+                    key[:, :, :num_keys],
+                    value[:, :, :num_keys],
+                    attn_mask=tile_bias.flatten(0, 1).unsqueeze(0),
+                )
+            )
+        attended = torch.cat(tiles, dim=2).unflatten(1, (num_blocks, self.num_heads))
+        return attended.transpose(1, 2).flatten(2, 3)[:, :, :num_steps]
 
 
 class LocalTransformerLayer(GradientCheckpointingLayer):
