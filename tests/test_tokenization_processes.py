@@ -22,7 +22,7 @@ def workplace(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("workplace")
     write_codec(folder / "codec")
     write_recordings(folder / "recordings", NUM_CLIPS, longest=20000)
-    (folder / "recordings" / "broken.flac").write_text("no audio")
+    (folder / "recordings" / "0000-broken.flac").write_text("no audio")
     (folder / "recordings" / "manifest.jsonl").unlink()
     here = Path.cwd()
     os.chdir(folder)
@@ -87,6 +87,12 @@ def test_two_processes_under_accelerate(workplace):
     assert_same(workplace, "two")
 
 
+@pytest.fixture(autouse=True)
+def equal_priority(monkeypatch):
+    """Ray's workers would wait for whatever else the machine does."""
+    monkeypatch.setenv("RAY_worker_niceness", "0")
+
+
 @pytest.fixture
 def cluster():
     """Two Ray nodes of one CPU each on this machine."""
@@ -133,5 +139,5 @@ def test_ray_passes_on_what_is_wrong(workplace):
     process = start(workplace, "fast", "--engine", "ray", "--fail-fast")
     printed, _ = process.communicate(timeout=500)
     assert process.returncode == 1
-    assert "error: recordings/broken.flac is not an audio file" in printed
+    assert "error: recordings/0000-broken.flac is not an audio file" in printed
     assert "Traceback" not in printed
