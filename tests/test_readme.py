@@ -16,7 +16,7 @@ pytest.importorskip("l3ac", reason="the demo makes its checkpoint with the origi
 
 ROOT = Path(__file__).parent.parent
 BLOCKS = re.findall(r"```(python|bash)\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-NOT_HERE = ["pip install", "make ", "zhai-lw/"]  # they need the network, or are what runs this test
+NOT_HERE = ["pip install", "make ", "zhai-lw/", "talk.mp3"]  # they need network or files, or are what runs this test
 if shutil.which("opusenc") is None or shutil.which("c2enc") is None:
     NOT_HERE.append("opus:6")
 SLOW = "fsqcodec latency"  # minutes
