@@ -112,14 +112,19 @@ def train(language_model: LlamaForCausalLM, collator: AudioCollator, rows: Datas
 
 @torch.inference_mode()
 def bits_per_frame(language_model, collator: AudioCollator, rows: Dataset, block_frames: int) -> dict[str, float]:
-    """The model's loss on all frames, in bits; each piece of `block_frames` starts without memory of the one before."""
+    """The model's loss on all frames, in bits; each is predicted from half a block before it or more, if there is."""
     bits = 0.0
+    num_new = max(1, block_frames // 2)
     for row in rows:
-        for codes in torch.tensor(row["audio_codes"]).split(block_frames, dim=1):
-            batch = collator([{"audio_codes": codes}])
-            logits = language_model(batch["input_ids"].to(language_model.device)).logits.float().cpu()
-            # the ids after begin, without the end, which a piece of a clip does not have
-            bits += cross_entropy(logits[0, :-2], batch["labels"][0, 1:-1], reduction="sum").item() / math.log(2)
+        codes = torch.tensor(row["audio_codes"])
+        for start in range(0, codes.shape[1], num_new):
+            new = codes[:, start : start + num_new]
+            context = codes[:, max(0, start + num_new - block_frames) : start]
+            batch = collator([{"audio_codes": torch.cat([context, new], dim=1)}])
+            logits = language_model(batch["input_ids"].to(language_model.device)).logits[0, :-2].float().cpu()
+            labels = batch["labels"][0, 1:-1]  # without begin, which is given, and end, which the block does not have
+            num_ids = collator.vocabulary.codes_to_ids(new).numel()
+            bits += cross_entropy(logits[-num_ids:], labels[-num_ids:], reduction="sum").item() / math.log(2)
     return {"language_model_bits_per_frame": bits / sum(rows["num_frames"])}
 
 
