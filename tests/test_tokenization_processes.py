@@ -13,7 +13,7 @@ from fsqcodec.tokenization import Settings, tokenize
 from recordings import write_codec, write_recordings
 from test_tokenization import files_of
 
-NUM_CLIPS, SHARD_SIZE = 120, 4
+NUM_CLIPS, SHARD_SIZE = 60, 2
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def test_a_ray_cluster_that_loses_a_worker(workplace, cluster):
     assert process.poll() is None, process.communicate()[0]
     assert len(workers()) == 2
     os.kill(min(workers()), signal.SIGKILL)
-    assert "120 clips" in finish(process)
+    assert f"{NUM_CLIPS} clips" in finish(process)
     assert_same(workplace, "ray")
 
 
