@@ -57,7 +57,7 @@ def test_a_pipe_of_processes_gives_the_audio_of_the_whole(model_dir, codec, tmp_
     stream = f"{sys.executable} -m fsqcodec stream"
     line = f"cat in.raw | {stream} encode -m {model_dir} | tee tokens | {stream} decode -m {model_dir} > out.raw"
     result = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", line], cwd=tmp_path, capture_output=True, text=True, timeout=120
+        ["bash", "-euo", "pipefail", "-c", line], cwd=tmp_path, capture_output=True, text=True, timeout=600
     )
     assert result.returncode == 0, result.stderr
     assert_is_audio((tmp_path / "out.raw").read_bytes(), decoded_whole(codec))
@@ -129,7 +129,9 @@ def test_nothing_in_is_nothing_out(codec):
 
 
 def test_an_audio_file_is_not_taken_for_samples(model_dir, tmp_path):
-    result = subprocess.run([*COMMAND, "encode", "-m", model_dir], input=b"RIFF" + PCM, capture_output=True, timeout=60)
+    result = subprocess.run(
+        [*COMMAND, "encode", "-m", model_dir], input=b"RIFF" + PCM, capture_output=True, timeout=600
+    )
     assert result.returncode == 1
     assert b"error: the input is an audio file: bare 16-bit samples are wanted" in result.stderr
     assert b"Traceback" not in result.stderr
@@ -147,7 +149,7 @@ def test_a_reader_that_leaves_is_said_in_one_sentence(model_dir):
         process.stdin.write(PCM)
         process.stdin.close()
     stderr = process.stderr.read().decode()
-    assert process.wait(timeout=30) == 1
+    assert process.wait(timeout=300) == 1
     assert "error: the program that reads the output has ended, after about" in stderr
     assert "Traceback" not in stderr
     assert "Exception ignored" not in stderr
@@ -171,7 +173,7 @@ def test_codes_come_while_samples_come_and_ctrl_c_completes_the_stream(model_dir
     assert 0 < int.from_bytes(head, "little") <= expected
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)
-    rest, stderr = process.communicate(timeout=30)
+    rest, stderr = process.communicate(timeout=300)
     assert process.returncode == 0, stderr
     samples = io.BytesIO()
     decode_pipe(io.BytesIO(tokens + head + rest), samples, codec)
@@ -183,7 +185,7 @@ def test_the_microphone_says_what_it_needs(model_dir):
         "import sys; sys.modules['sounddevice'] = None; from fsqcodec_cli import app; "
         f"app(['stream', 'encode', '--microphone', '-m', {os.fspath(model_dir)!r}])"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
     assert result.returncode == 1
     assert "error: the microphone needs sounddevice: pip install 'fsqcodec[microphone]'" in result.stderr
 
