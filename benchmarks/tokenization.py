@@ -75,7 +75,7 @@ def contenders(workers: int) -> dict[str, tuple[list[str], list[str]]]:
     """What is put before `-m fsqcodec`, and the options of `tokenize`, by name; a Ray cluster is started."""
     from ray.cluster_utils import Cluster
 
-    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112: as the others
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
     torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", str(workers)]
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": workers, "include_dashboard": False})
     return {
