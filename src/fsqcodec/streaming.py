@@ -68,7 +68,7 @@ class _Stream(ABC):
 
     def _take(self, num_steps: int) -> tuple[torch.Tensor, Span]:
         """What waits, `(batch, num_steps, channels)`, and where it lies."""
-        taken, self._waiting = self._waiting[..., :num_steps], self._waiting[..., num_steps:].clone()
+        taken, self._waiting = self._waiting[..., :num_steps], self._waiting[..., num_steps:]
         span = Span((self._next_step,) * len(taken), (self._end.num_clip_steps,) * len(taken))
         self._next_step += num_steps
         return taken.transpose(1, 2), span
