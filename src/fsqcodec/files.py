@@ -17,8 +17,8 @@ from tqdm import tqdm
 from transformers import AutoFeatureExtractor
 
 from .audio import AUDIO_SUFFIXES, audio_seconds, read_audio, write_audio
-from .codecs import load_model
-from .models.modeling_codec import CodecModel
+from .codecs import load_model, num_channels
+from .models.pretrained import PreTrainedCodec
 from .packing import Tokens, read_token_facts, read_tokens, token_digest, write_tokens
 
 TOKEN_SUFFIX = ".safetensors"
@@ -37,10 +37,10 @@ class FilesReport:
     seconds: float = 0.0  # of audio in the written files
 
 
-def load_fsq_codec(model: str | os.PathLike, device: str | None = None) -> CodecModel:
+def load_fsq_codec(model: str | os.PathLike, device: str | None = None) -> PreTrainedCodec:
     """`codecs.load_model`, for the codecs whose tokens a token file can hold: raises `ValueError` for another one."""
     loaded = load_model(model, device)
-    if not isinstance(loaded, CodecModel):
+    if not isinstance(loaded, PreTrainedCodec):
         raise ValueError(f"{model} is a {type(loaded).__name__}: a codec of fsqcodec is wanted")
     return loaded
 
@@ -60,7 +60,8 @@ def encode_files(
         inputs: files, folders (searched for audio, their structure is kept) and globs.
         model: folder or Hub id.
         output_dir: where `<name>.safetensors` go.
-        channels: `"mix"` takes the mean of stereo channels, `"refuse"` reports such files as failed.
+        channels: of files with more channels than the codec has, `"mix"` takes the mean, `"refuse"` reports them as
+            failed.
         overwrite: replace outputs that exist.
         device: for example "cpu" or "cuda:0".
 
@@ -82,29 +83,30 @@ def encode_files(
             clips = {}
             for source in batch:
                 with _failures_reported([source], report):
-                    clip = read_audio(source, sampling_rate, channels)
-                    extractor(clip, sampling_rate=sampling_rate)  # refuses what the model can't take
+                    clip = read_audio(source, sampling_rate, channels, num_channels(codec.config))
+                    extractor(clip.T, sampling_rate=sampling_rate)  # refuses what the model can't take
                     clips[source] = clip
             codes = {}
             with _failures_reported(clips, report):
                 codes = _encode_batch(codec, extractor, clips)
             for source, clip_codes in codes.items():
                 with _failures_reported([source], report):
-                    tokens = Tokens(clip_codes, os.fspath(model), digest, sampling_rate, len(clips[source]))
+                    tokens = Tokens(clip_codes, os.fspath(model), digest, sampling_rate, clips[source].shape[-1])
                     write_tokens(outputs[source], tokens, codec.config)
                     report.written.append(outputs[source])
-                    report.seconds += len(clips[source]) / sampling_rate
+                    report.seconds += clips[source].shape[-1] / sampling_rate
             progress.update(len(batch))
     return report
 
 
 @torch.inference_mode()
-def _encode_batch(codec: CodecModel, extractor, clips: dict[Path, np.ndarray]) -> dict[Path, torch.Tensor]:
-    """Codes `(num_codebooks, num_frames)` of each clip `(num_samples,)`."""
+def _encode_batch(codec: PreTrainedCodec, extractor, clips: dict[Path, np.ndarray]) -> dict[Path, torch.Tensor]:
+    """Codes `(num_codebooks, num_frames)` of each clip, `(num_samples,)` or `(num_channels, num_samples)`."""
     if not clips:
         return {}
     sampling_rate = codec.config.sampling_rate
-    features = extractor(list(clips.values()), sampling_rate=sampling_rate, return_tensors="pt")
+    audio = [clip.T for clip in clips.values()]  # extractors of Transformers take channels last
+    features = extractor(audio, sampling_rate=sampling_rate, return_tensors="pt")
     encoded = codec.encode(**features.to(codec.device))
     num_frames = encoded.audio_codes_mask.sum(dim=-1).tolist()
     return {source: codes[:, :n].cpu() for source, codes, n in zip(clips, encoded.audio_codes, num_frames)}
@@ -139,7 +141,7 @@ def decode_files(
             tokens = read_tokens(source, codec.config)
             with torch.inference_mode():
                 codes = tokens.codes[None].to(codec.device)
-                audio = codec.decode(codes, num_samples=tokens.num_samples).audio_values[0, 0]
+                audio = codec.decode(codes, num_samples=tokens.num_samples).audio_values[0].squeeze(0)
             write_audio(outputs[source], audio.cpu().numpy(), codec.config.sampling_rate)
             report.written.append(outputs[source])
             report.seconds += tokens.num_samples / codec.config.sampling_rate

@@ -209,7 +209,7 @@ class LycodecConfig(PreTrainedConfig):
 
     @property
     def encoder_context_samples(self) -> int:
-        """Samples before a frame's first one that its codes depend on at most: for a crop's last frame the rest of it."""
+        """Samples before a frame's first one that its codes depend on at most: the rest of the crop."""
         return self.crop_length - self.hop_length
 
     @property
