@@ -25,6 +25,7 @@ app = typer.Typer(
 class Origin(StrEnum):
     l3ac = "l3ac"
     sqcodec = "sqcodec"
+    lycodec = "lycodec"
 
 
 class Channels(StrEnum):
@@ -69,23 +70,30 @@ def info(
 @app.command()
 def convert(
     origin: Annotated[Origin, typer.Argument(help="Which family the checkpoint is of.")],
-    source: Annotated[str, typer.Argument(help="Folder with the original's .pt files, or a Hub id like zhai-lw/L3AC.")],
+    source: Annotated[str, typer.Argument(help="Folder of .pt files or Hub id like zhai-lw/L3AC; Lycodec: one file.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="New folder for the converted model.")],
     preset: Annotated[str | None, typer.Option(help="Which published model it is, a name that `info` lists.")] = None,
-    config: Annotated[Path | None, typer.Option(help="Or its sizes, a config.json with CodecConfig's fields.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Or its sizes, a config.json with the fields that differ.")
+    ] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Compare with the original package, if installed.")] = False,
+    ema: Annotated[
+        bool, typer.Option("--ema", help="Lycodec: the averaged parameters, where the file has both.")
+    ] = False,
 ):
     """Convert an original checkpoint to a folder that AutoModel.from_pretrained loads.
 
     Example: fsqcodec convert l3ac zhai-lw/L3AC --preset l3ac-1kbps --output codec-1kbps
     """
     with _errors_as_sentences():
-        if (preset is None) == (config is None):
+        if (preset is None) == (config is None) and (origin != Origin.lycodec or preset is not None):
             raise ValueError("give either --preset NAME, one that `fsqcodec info` lists, or --config FILE")
         from fsqcodec import convert_checkpoint
 
-        own_config = _read_config(config) if config else None
-        folder = convert_checkpoint(origin.value, source, output, preset=preset, config=own_config, verify=verify)
+        own_config = _read_config(config, origin) if config else None
+        folder = convert_checkpoint(
+            origin.value, source, output, preset=preset, config=own_config, verify=verify, ema=ema
+        )
         typer.echo(f"wrote {folder}{', verified: its README.md has the figures' if verify else ''}")
 
 
@@ -94,7 +102,9 @@ def encode(
     files: Annotated[list[str], typer.Argument(help="Audio files, folders, or globs in quotes.")],
     model: Model,
     output: OutputDir,
-    channels: Annotated[Channels, typer.Option(help="Stereo: take the channels' mean, or refuse.")] = Channels.refuse,
+    channels: Annotated[
+        Channels, typer.Option(help="More channels than the codec has: their mean, or refuse.")
+    ] = Channels.refuse,
     overwrite: Overwrite = False,
     device: Device = None,
 ):
@@ -232,7 +242,9 @@ def evaluate(
     output: OutputDir,
     metric: Annotated[list[str] | None, typer.Option(help="Instead of the usual ones; can be repeated.")] = None,
     recognizer: Annotated[str | None, typer.Option(help="Speech recognition model, for WER and CER.")] = None,
-    channels: Annotated[Channels, typer.Option(help="Stereo: take the channels' mean, or refuse.")] = Channels.refuse,
+    channels: Annotated[
+        Channels, typer.Option(help="More channels than the codec has: their mean, or refuse.")
+    ] = Channels.refuse,
     device: Device = None,
 ):
     """Compare codecs on clips: clips.parquet, summary.json, report.md and report.html, which plays.
@@ -357,13 +369,16 @@ def push(
         typer.echo(f"would be sent to {repo_id}" if pushed.commit_url is None else pushed.commit_url)
 
 
-def _read_config(path: Path):
-    from fsqcodec import CodecConfig
+def _read_config(path: Path, origin: Origin):
+    from fsqcodec import CodecConfig, LycodecConfig
 
+    config_class = LycodecConfig if origin == Origin.lycodec else CodecConfig
     try:
-        return CodecConfig(**_read_json(path))
+        return config_class(**_read_json(path))
     except TypeError as error:
-        raise ValueError(f"{path} is not a configuration, a JSON object of CodecConfig's fields: {error}") from error
+        raise ValueError(
+            f"{path} is not a configuration, a JSON object of {config_class.__name__}'s fields: {error}"
+        ) from error
 
 
 def _read_json(path: Path):

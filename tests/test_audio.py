@@ -3,7 +3,7 @@ import pytest
 import soundfile
 
 from clips import ENGLISH
-from fsqcodec.audio import audio_seconds, read_audio, resample, write_audio
+from fsqcodec.audio import audio_seconds, read_audio, resample, write_audio, write_audio_pieces
 
 
 def _sine(sampling_rate: int, seconds: float = 0.5, hz: float = 440.0) -> np.ndarray:
@@ -91,6 +91,35 @@ def test_written_audio_reads_back_within_16_bits(tmp_path, suffix):
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
+@pytest.mark.parametrize("suffix", ["wav", "flac"])
+def test_stereo_reads_back_channel_by_channel_and_mono_as_two_equal_ones(tmp_path, suffix):
+    path = tmp_path / f"stereo.{suffix}"
+    audio = np.stack([_sine(24000), _sine(24000)[::-1] / 2])
+    write_audio(path, audio, 24000)
+    assert np.abs(read_audio(path, 24000, num_channels=2) - audio).max() <= 1 / 32768
+    halves = read_audio(path, 16000, num_channels=2)
+    for channel, expected in zip(halves, audio):
+        assert np.abs(channel - resample(expected, 24000, 16000)).max() <= 1 / 16384
+    write_audio(path, audio[0], 24000)
+    left, right = read_audio(path, 24000, num_channels=2)
+    assert np.array_equal(left, right) and np.array_equal(left, read_audio(path, 24000))
+
+
+def test_more_channels_than_stereo_are_refused_or_mixed_to_two_equal_ones(tmp_path):
+    path = tmp_path / "three.wav"
+    soundfile.write(path, np.stack([_sine(16000)] * 2 + [np.zeros_like(_sine(16000))], axis=1), 16000, subtype="FLOAT")
+    with pytest.raises(ValueError, match="three.wav has 3 channels, the codec is stereo"):
+        read_audio(path, 16000, num_channels=2)
+    left, right = read_audio(path, 16000, channels="mix", num_channels=2)
+    assert np.array_equal(left, right) and np.allclose(left, _sine(16000) * 2 / 3, atol=1e-6)
+
+
+def test_pieces_of_another_number_of_channels_are_not_written(tmp_path):
+    with pytest.raises(ValueError, match=r"\(2, 100\) of float64 can't be written: \(num_samples,\)"):
+        write_audio_pieces(tmp_path / "out.wav", [np.zeros(100), np.zeros((2, 100))], 16000)
+    assert not list(tmp_path.iterdir())
+
+
 def test_audio_is_not_written_as_something_else(tmp_path):
     with pytest.raises(ValueError, match=r"written as .wav or .flac"):
         write_audio(tmp_path / "out.mp3", _sine(16000), 16000)
@@ -98,10 +127,10 @@ def test_audio_is_not_written_as_something_else(tmp_path):
 
 @pytest.mark.parametrize(
     "audio",
-    [np.array([0, np.nan]), np.zeros((2, 100)), np.zeros(9, dtype=np.int16)],
-    ids=["nan", "two channels", "integers"],
+    [np.array([0, np.nan]), np.zeros((3, 100)), np.zeros((100, 2)), np.array(0.0), np.zeros(9, dtype=np.int16)],
+    ids=["nan", "three channels", "channels last", "a number", "integers"],
 )
-def test_what_is_not_mono_float_audio_is_not_written(tmp_path, audio):
+def test_what_is_not_mono_or_stereo_float_audio_is_not_written(tmp_path, audio):
     with pytest.raises(ValueError, match="can't be written"):
         write_audio(tmp_path / "out.wav", audio, 16000)
     assert not list(tmp_path.iterdir())

@@ -10,8 +10,11 @@ from .checkpoints import bundled_checkpoint
 from .conversion import convert_checkpoint
 from .files import decode_file, encode_file
 from .models.configuration_codec import CodecConfig
+from .models.configuration_lycodec import LycodecConfig
 from .models.feature_extraction_codec import CodecFeatureExtractor
+from .models.feature_extraction_lycodec import LycodecFeatureExtractor
 from .models.modeling_codec import CodecModel
+from .models.modeling_lycodec import LycodecModel
 from .presets import list_presets
 from .streaming import StreamingDecoder, StreamingEncoder
 
@@ -19,6 +22,9 @@ __all__ = [
     "CodecConfig",
     "CodecFeatureExtractor",
     "CodecModel",
+    "LycodecConfig",
+    "LycodecFeatureExtractor",
+    "LycodecModel",
     "StreamingDecoder",
     "StreamingEncoder",
     "bundled_checkpoint",
@@ -28,7 +34,11 @@ __all__ = [
     "list_presets",
 ]
 
-AutoConfig.register(CodecConfig.model_type, CodecConfig)
-AutoModel.register(CodecConfig, CodecModel)
-AutoModelForAudioTokenization.register(CodecConfig, CodecModel)
-AutoFeatureExtractor.register(CodecConfig, CodecFeatureExtractor)
+for config_class, model_class, feature_extractor_class in (
+    (CodecConfig, CodecModel, CodecFeatureExtractor),
+    (LycodecConfig, LycodecModel, LycodecFeatureExtractor),
+):
+    AutoConfig.register(config_class.model_type, config_class)
+    AutoModel.register(config_class, model_class)
+    AutoModelForAudioTokenization.register(config_class, model_class)
+    AutoFeatureExtractor.register(config_class, feature_extractor_class)

@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from transformers import AutoFeatureExtractor, AutoModel, PreTrainedModel
 
 from .checkpoints import bundled_checkpoint, list_checkpoints
+from .models.pretrained import PreTrainedCodec
 from .presets import PRESETS
 
 
@@ -163,7 +164,7 @@ class TransformersCodec(Codec):
         self.digest = model_digest(model)
         self.input_sampling_rate = feature_extractor.sampling_rate
         self.output_sampling_rate = getattr(config, "output_sampling_rate", self.input_sampling_rate)
-        self.num_channels = getattr(config, "audio_channels", 1)
+        self.num_channels = num_channels(config)
         self.frame_rate = self.input_sampling_rate / _first_field(
             config, "encoder_hop_length", "frame_size", "hop_length"
         )
@@ -182,7 +183,7 @@ class TransformersCodec(Codec):
 
     @property
     def _batches_are_exact(self) -> bool:
-        return self.model.config.model_type == "codec"
+        return isinstance(self.model, PreTrainedCodec)
 
     def _all_codebook_sizes(self) -> list[int]:
         config = self.model.config
@@ -273,6 +274,11 @@ def model_digest(model: PreTrainedModel) -> str:
 
 
 UNDIGESTED_FIELDS = ("_name_or_path", "transformers_version", "dtype", "architectures", "auto_map")
+
+
+def num_channels(config) -> int:
+    """Of the audio that a codec takes and returns, by its configuration: mono unless it says otherwise."""
+    return getattr(config, "num_channels", getattr(config, "audio_channels", 1))
 
 
 def _first_field(config, *names: str):

@@ -3,10 +3,12 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from transformers import PreTrainedConfig
+
+from .codecs import num_channels
 from .files import TOKEN_SUFFIX, load_fsq_codec
-from .models.configuration_codec import CodecConfig
 from .packing import read_token_facts, token_digest
-from .presets import PRESETS, list_presets
+from .presets import PRESETS, list_presets, preset_config
 
 
 def describe(target: str | None) -> Iterator[tuple[str, str]]:
@@ -16,10 +18,10 @@ def describe(target: str | None) -> Iterator[tuple[str, str]]:
     """
     if target is None:
         for name in list_presets():
-            yield name, _summary(CodecConfig.from_preset(name))
+            yield name, _summary(preset_config(name))
     elif target in PRESETS:
         yield "preset", target
-        yield from _config_rows(CodecConfig.from_preset(target))
+        yield from _config_rows(preset_config(target))
     elif Path(target).is_file() and Path(target).suffix == TOKEN_SUFFIX:
         facts = read_token_facts(target)
         for name, fact in facts.items():
@@ -33,28 +35,32 @@ def describe(target: str | None) -> Iterator[tuple[str, str]]:
         yield "token digest", token_digest(model)
 
 
-def _summary(config: CodecConfig) -> str:
+def _summary(config: PreTrainedConfig) -> str:
     return (
-        f"{config.sampling_rate} Hz  {config.frame_rate:8.2f} tokens/s  codebook {config.codebook_size}  "
-        f"{config.bitrate:8.1f} bit/s"
+        f"{config.sampling_rate} Hz  {config.frame_rate:8.2f} tokens/s  codebook {config.codebook_size}"
+        f"{f' x {config.num_codebooks}' if config.num_codebooks > 1 else ''}  {config.bitrate:8.1f} bit/s"
     )
 
 
-def _config_rows(config: CodecConfig) -> Iterator[tuple[str, str]]:
+def _config_rows(config: PreTrainedConfig) -> Iterator[tuple[str, str]]:
     yield "sampling rate", f"{config.sampling_rate} Hz"
+    if num_channels(config) > 1:
+        yield "channels", str(num_channels(config))
     yield "hop length", f"{config.hop_length} samples"
     yield "tokens per second", f"{config.frame_rate:.2f}"
     yield "codebook size", f"{config.codebook_size} ({' x '.join(map(str, config.quantization_levels))})"
+    if config.num_codebooks > 1:
+        yield "codebooks, each frame", str(config.num_codebooks)
     yield "bits per second", f"{config.bitrate:.1f}"
     yield "algorithmic latency", f"{1000 * config.algorithmic_latency:.1f} ms"
     yield "encoder look-ahead", _samples_and_milliseconds(config.encoder_lookahead_samples, config)
     yield "decoder look-ahead", _samples_and_milliseconds(config.decoder_lookahead_samples, config)
     yield "encoder look-back", _samples_and_milliseconds(config.encoder_context_samples, config)
     yield "decoder look-back", _samples_and_milliseconds(config.decoder_context_samples, config)
-    if config.has_attention:
+    if getattr(config, "has_attention", False):
         window_seconds = config.attention_window_size / config.frame_rate
         yield "attention window", f"{config.attention_window_size} frames ({window_seconds:.2f} s)"
 
 
-def _samples_and_milliseconds(num_samples: int, config: CodecConfig) -> str:
+def _samples_and_milliseconds(num_samples: int, config: PreTrainedConfig) -> str:
     return f"{num_samples} samples ({1000 * num_samples / config.sampling_rate:.1f} ms)"

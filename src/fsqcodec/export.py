@@ -82,7 +82,7 @@ def export_onnx(model: CodecModel, output_dir: str | os.PathLike) -> Path:
         The output folder.
 
     Raises:
-        ValueError: a model in training mode or not in float32.
+        ValueError: another model, one in training mode or not in float32.
         FileExistsError: an output folder with something in it.
         ImportError: onnx or onnxscript is not installed.
     """
@@ -121,6 +121,8 @@ class _Decoder(nn.Module):
 
 
 def _check_exportable(model: CodecModel):
+    if not isinstance(model, CodecModel):
+        raise ValueError(f"a {type(model).__name__} can't be exported: a CodecModel of fsqcodec is wanted")
     if model.training:
         raise ValueError("the model is in training mode, which would be exported: call model.eval() first")
     if model.dtype != torch.float32:

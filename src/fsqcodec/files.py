@@ -17,8 +17,9 @@ from tqdm import tqdm
 from transformers import AutoFeatureExtractor
 
 from .audio import AUDIO_SUFFIXES, audio_seconds, read_audio, read_audio_pieces, write_audio, write_audio_pieces
-from .codecs import load_model
+from .codecs import load_model, num_channels
 from .models.modeling_codec import CodecModel
+from .models.pretrained import PreTrainedCodec
 from .packing import Tokens, read_token_facts, read_tokens, token_digest, write_tokens
 from .streaming import StreamingDecoder, StreamingEncoder, clip_statistics
 
@@ -40,10 +41,10 @@ class FilesReport:
     seconds: float = 0.0  # of audio in the written files
 
 
-def load_fsq_codec(model: str | os.PathLike, device: str | None = None) -> CodecModel:
+def load_fsq_codec(model: str | os.PathLike, device: str | None = None) -> PreTrainedCodec:
     """`codecs.load_model`, for the codecs whose tokens a token file can hold: raises `ValueError` for another one."""
     loaded = load_model(model, device)
-    if not isinstance(loaded, CodecModel):
+    if not isinstance(loaded, PreTrainedCodec):
         raise ValueError(f"{model} is a {type(loaded).__name__}: a codec of fsqcodec is wanted")
     return loaded
 
@@ -63,7 +64,8 @@ def encode_files(
         inputs: files, folders (searched for audio, their structure is kept) and globs.
         model: folder or Hub id.
         output_dir: where `<name>.safetensors` go.
-        channels: `"mix"` takes the mean of stereo channels, `"refuse"` reports such files as failed.
+        channels: of files with more channels than the codec has, `"mix"` takes the mean, `"refuse"` reports them as
+            failed.
         overwrite: replace outputs that exist.
         device: for example "cpu" or "cuda:0".
 
@@ -83,15 +85,15 @@ def encode_files(
     with tqdm(total=len(durations), unit="file", desc="encode") as progress:
         for batch in batches_by_length(durations):
             encoded = {}
-            if durations[batch[0]] >= LONG_SECONDS:  # so long that it is alone
+            if isinstance(codec, CodecModel) and durations[batch[0]] >= LONG_SECONDS:  # so long that it is alone
                 with _failures_reported(batch, report):
                     encoded = {batch[0]: _encode_in_pieces(codec, batch[0], channels, PIECE_SECONDS)}
             else:
                 clips = {}
                 for source in batch:
                     with _failures_reported([source], report):
-                        clip = read_audio(source, sampling_rate, channels)
-                        extractor(clip, sampling_rate=sampling_rate)  # refuses what the model can't take
+                        clip = read_audio(source, sampling_rate, channels, num_channels(codec.config))
+                        extractor(clip.T, sampling_rate=sampling_rate)  # refuses what the model can't take
                         clips[source] = clip
                 with _failures_reported(clips, report):
                     encoded = _encode_batch(codec, extractor, clips)
@@ -144,16 +146,20 @@ def _encode_in_pieces(
 
 
 @torch.inference_mode()
-def _encode_batch(codec: CodecModel, extractor, clips: dict[Path, np.ndarray]) -> dict[Path, tuple[torch.Tensor, int]]:
-    """Codes `(num_codebooks, num_frames)` of each clip `(num_samples,)`, and `num_samples`."""
+def _encode_batch(
+    codec: PreTrainedCodec, extractor, clips: dict[Path, np.ndarray]
+) -> dict[Path, tuple[torch.Tensor, int]]:
+    """Codes `(num_codebooks, num_frames)` of each clip, `(num_samples,)` or `(num_channels, num_samples)`, and
+    `num_samples`."""
     if not clips:
         return {}
     sampling_rate = codec.config.sampling_rate
-    features = extractor(list(clips.values()), sampling_rate=sampling_rate, return_tensors="pt")
+    audio = [clip.T for clip in clips.values()]  # extractors of Transformers take channels last
+    features = extractor(audio, sampling_rate=sampling_rate, return_tensors="pt")
     encoded = codec.encode(**features.to(codec.device))
     num_frames = encoded.audio_codes_mask.sum(dim=-1).tolist()
     return {
-        source: (codes[:, :n].cpu(), len(clip))
+        source: (codes[:, :n].cpu(), clip.shape[-1])
         for (source, clip), codes, n in zip(clips.items(), encoded.audio_codes, num_frames)
     }
 
@@ -217,10 +223,17 @@ def _loaded(
         raise ValueError(f"piece_seconds is {piece_seconds}: it must be above 0")
     if Path(output).exists() and not overwrite:
         raise FileExistsError(f"{output} exists: give another name, or overwrite=True")
-    return model if isinstance(model, CodecModel) else load_fsq_codec(model, device)
+    codec = load_fsq_codec(model, device) if isinstance(model, (str, os.PathLike)) else model
+    if not isinstance(codec, CodecModel):
+        raise ValueError(
+            f"a {type(codec).__name__} can't take files in pieces: encode_files and decode_files are for it"
+        )
+    return codec
 
 
-def _readable_tokens(source: str | os.PathLike, codec: CodecModel, model: str | os.PathLike, digest: str) -> Tokens:
+def _readable_tokens(
+    source: str | os.PathLike, codec: PreTrainedCodec, model: str | os.PathLike, digest: str
+) -> Tokens:
     facts = read_token_facts(source)
     if facts["token_digest"] != digest:
         raise ValueError(
@@ -230,15 +243,16 @@ def _readable_tokens(source: str | os.PathLike, codec: CodecModel, model: str | 
     return read_tokens(source, codec.config)
 
 
-def _decode_tokens(tokens: Tokens, codec: CodecModel, output: Path):
-    """Write the audio: at once where it is short, which takes less time where the decoder normalises over the clip."""
+def _decode_tokens(tokens: Tokens, codec: PreTrainedCodec, output: Path):
+    """Write the audio: at once where the codec has no streams, and where it is short, which takes less time where the
+    decoder normalises over the clip."""
     sampling_rate = codec.config.sampling_rate
-    if tokens.num_samples >= LONG_SECONDS * sampling_rate:
+    if isinstance(codec, CodecModel) and tokens.num_samples >= LONG_SECONDS * sampling_rate:
         write_audio_pieces(output, _decoded_pieces(tokens, codec, PIECE_SECONDS), sampling_rate)
         return
     with torch.inference_mode():
         codes = tokens.codes[None].to(codec.device)
-        audio = codec.decode(codes, num_samples=tokens.num_samples).audio_values[0, 0]
+        audio = codec.decode(codes, num_samples=tokens.num_samples).audio_values[0].squeeze(0)
     write_audio(output, audio.cpu().numpy(), sampling_rate)
 
 

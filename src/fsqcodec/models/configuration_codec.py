@@ -109,7 +109,7 @@ class CodecConfig(PreTrainedConfig):
     norm_eps: float = 1e-8
 
     def __post_init__(self, **kwargs):
-        unknown = set(kwargs) - _KNOWN_EXTRAS
+        unknown = set(kwargs) - KNOWN_EXTRAS
         if unknown:
             raise TypeError(
                 f"CodecConfig has no field {', '.join(sorted(map(repr, unknown)))}; it has: {', '.join(_OWN_FIELDS)}"
@@ -329,7 +329,7 @@ def _first_attended(step: int, window_size: int, num_layers: int) -> int:
 
 
 _OWN_FIELDS = tuple(CodecConfig.__annotations__)
-_KNOWN_EXTRAS = {  # what Transformers itself passes to a configuration, beside its fields
+KNOWN_EXTRAS = {  # what Transformers itself passes to a configuration, beside its fields
     "_commit_hash",
     "_name_or_path",
     "attn_implementation",

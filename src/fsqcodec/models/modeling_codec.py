@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers.modeling_utils import PreTrainedAudioTokenizerBase
 from transformers.utils import ModelOutput, can_return_tuple
 
 from .configuration_codec import LATENT_KERNEL_SIZE, TAIL_DILATIONS, TAIL_KERNEL_SIZE, CodecConfig
@@ -26,6 +25,7 @@ from .convolution import (
 from .frames import FrameHead, FrameStem
 from .local_attention import DownsamplingTransformer, UpsamplingTransformer
 from .padding import ceil_divide, ceil_to_multiple, right_padding_mask, zero_padding
+from .pretrained import PreTrainedCodec, check_code_range, check_num_samples, check_tensor
 from .quantization import FiniteScalarQuantizer
 
 FRAMES_UNIT_START_GAIN = 0.1  # deep stacks of units at one rate learn fast and steadily from near the identity
@@ -193,7 +193,7 @@ class CodecDecoder(nn.Module):
         return self.to_waveform(zero_padding(self.tail_snake(x), mask)), mask
 
 
-class CodecModel(PreTrainedAudioTokenizerBase):
+class CodecModel(PreTrainedCodec):
     """Speech and audio to one stream of tokens, and back.
 
     A clip's tokens and its audio do not depend on the batch it is in: padding is masked wherever steps are mixed.
@@ -201,10 +201,7 @@ class CodecModel(PreTrainedAudioTokenizerBase):
 
     config: CodecConfig
     base_model_prefix = "codec"
-    main_input_name = "input_values"
-    input_modalities = ("audio",)
     supports_gradient_checkpointing = True
-    _supports_sdpa = True
     _no_split_modules = [
         "TrendStem",
         "ConvUnit",
@@ -223,31 +220,6 @@ class CodecModel(PreTrainedAudioTokenizerBase):
         self.quantizer = FiniteScalarQuantizer(config.latent_dim, config.quantization_levels, config.quantizer_bound)
         self.decoder = CodecDecoder(config)
         self.post_init()
-
-    def _init_weights(self, module: nn.Module):
-        """Every layer's own initialisation; weights that come from a checkpoint are left alone."""
-        if hasattr(module, "reset_parameters"):
-            module.reset_parameters()
-
-    @classmethod
-    def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
-        """As every Transformers model, but a checkpoint that lacks weights, or has weights this model has not, is an
-        error instead of a warning: `ValueError` with their names."""
-        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
-        for fault in ("missing_keys", "unexpected_keys"):
-            if info[fault]:
-                raise ValueError(
-                    f"the checkpoint does not fit its config.json, {fault.replace('_', ' ')}: "
-                    f"{', '.join(sorted(info[fault])[:8])}{', ...' if len(info[fault]) > 8 else ''}"
-                )
-        return (model, info) if output_loading_info else model
-
-    def save_pretrained(self, save_directory, *args, **kwargs):
-        """As every Transformers model, and with the code that loads the folder where fsqcodec is not installed
-        (`trust_remote_code=True`), as `AutoModel` and as `AutoModelForAudioTokenization`."""
-        auto_map = getattr(self.config, "auto_map", None) or {}
-        self.config.auto_map = {**auto_map, "AutoModelForAudioTokenization": "modeling_codec.CodecModel"}
-        super().save_pretrained(save_directory, *args, **kwargs)
 
     @can_return_tuple
     def encode(
@@ -310,15 +282,11 @@ class CodecModel(PreTrainedAudioTokenizerBase):
         if (audio_codes is None) == (latents is None):
             raise ValueError("decode takes either audio_codes or latents")
         if latents is None:
-            _check_tensor(audio_codes, "audio_codes", self.config.num_codebooks, "num_frames", is_float=False)
+            check_tensor(audio_codes, "audio_codes", self.config.num_codebooks, "num_frames", is_float=False)
         else:
-            _check_tensor(latents, "latents", self.config.latent_dim, "num_frames", is_float=True)
+            check_tensor(latents, "latents", self.config.latent_dim, "num_frames", is_float=True)
         batch_size, _, num_frames = (audio_codes if latents is None else latents).shape
-        most_samples = num_frames * self.config.hop_length
-        if num_samples is not None and not (isinstance(num_samples, int) and 0 < num_samples <= most_samples):
-            raise ValueError(
-                f"num_samples is {num_samples}: {num_frames} frames hold whole numbers up to {most_samples}"
-            )
+        check_num_samples(num_samples, num_frames, self.config.hop_length)
         mask = right_padding_mask(audio_codes_mask, (batch_size, num_frames), "audio_codes_mask", "frame")
         if latents is None:
             features = self.quantizer.indices_to_features(self._checked_indices(audio_codes, mask))
@@ -355,7 +323,7 @@ class CodecModel(PreTrainedAudioTokenizerBase):
         Each clip is followed by the silence that its family's encoder hears after it, as much of it as the last frames
         can hear; what lies further to the right is padding of the batch.
         """
-        _check_tensor(input_values, "input_values", 1, "num_samples", is_float=True)
+        check_tensor(input_values, "input_values", 1, "num_samples", is_float=True)
         config = self.config
         num_samples = input_values.shape[-1]
         num_frames = ceil_divide(num_samples, config.hop_length)
@@ -386,13 +354,7 @@ class CodecModel(PreTrainedAudioTokenizerBase):
         indices = audio_codes[:, 0].to(torch.int64)
         if frame_mask is not None:
             indices = zero_padding(indices, frame_mask[..., 0])
-        if not torch.compiler.is_compiling():
-            lowest, highest = torch.aminmax(indices)
-            if lowest < 0 or highest >= self.config.codebook_size:
-                raise ValueError(
-                    f"audio_codes range from {int(lowest)} to {int(highest)}: this codec's codes are 0 to "
-                    f"{self.config.codebook_size - 1}"
-                )
+        check_code_range(indices, self.config.codebook_size)
         return indices
 
     def _code_outputs(self, indices: torch.Tensor, frame_mask: torch.Tensor | None) -> dict:
@@ -404,16 +366,6 @@ class CodecModel(PreTrainedAudioTokenizerBase):
 
     def _channels_first(self, latents: torch.Tensor, frame_mask: torch.Tensor | None) -> torch.Tensor:
         return zero_padding(latents, frame_mask).transpose(1, 2)
-
-
-def _check_tensor(value, name: str, num_channels: int, time_axis: str, is_float: bool):
-    """Raise `ValueError` unless `value` is a tensor `(batch, num_channels, ...)`, not empty, of floats or integers."""
-    if not isinstance(value, torch.Tensor):
-        raise ValueError(f"{name} is a {type(value).__name__}: a tensor is wanted")
-    if value.ndim != 3 or value.shape[1] != num_channels or value.numel() == 0:
-        raise ValueError(f"{name} has shape {tuple(value.shape)}: it must be (batch, {num_channels}, {time_axis})")
-    if value.is_floating_point() != is_float or value.dtype == torch.bool:
-        raise ValueError(f"{name} holds {value.dtype}: {'floats' if is_float else 'integers'} are wanted")
 
 
 CodecConfig.register_for_auto_class()

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import datasets
 import numpy as np
 
-from ..audio import read_audio, resample, to_mono
+from ..audio import mix_channels, read_audio, resample
 from ..codecs import codec_of
 from ..files import batches_by_length
 
@@ -83,4 +83,4 @@ class TokenizeAudio:
             raise ValueError(f"{name}: {error}") from error
 
     def _resampled(self, audio: np.ndarray, sampling_rate: int, name: str) -> np.ndarray:
-        return resample(to_mono(audio, self.channels, name), sampling_rate, self.codec.input_sampling_rate)
+        return resample(mix_channels(audio, self.channels, name), sampling_rate, self.codec.input_sampling_rate)
