@@ -17,7 +17,7 @@ from tqdm import tqdm
 from transformers import AutoFeatureExtractor
 
 from .audio import AUDIO_SUFFIXES, audio_seconds, read_audio, read_audio_pieces, write_audio, write_audio_pieces
-from .codecs import load_model, num_channels
+from .codecs import load_model, model_location, num_channels
 from .models.modeling_codec import CodecModel
 from .models.pretrained import PreTrainedCodec
 from .packing import Tokens, read_token_facts, read_tokens, token_digest, write_tokens
@@ -76,7 +76,7 @@ def encode_files(
     outputs = _plan(inputs, Path(output_dir), AUDIO_SUFFIXES, TOKEN_SUFFIX)
     report = FilesReport()
     codec = load_fsq_codec(model, device)
-    extractor = AutoFeatureExtractor.from_pretrained(model)
+    extractor = AutoFeatureExtractor.from_pretrained(model_location(model))
     digest, sampling_rate = token_digest(codec), codec.config.sampling_rate
     durations = {}
     for source in _without_existing(outputs, overwrite, report):
