@@ -68,6 +68,20 @@ def test_written_audio_reads_back_within_16_bits(tmp_path, suffix):
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
+def test_stereo_is_read_and_written_with_channels_first(tmp_path):
+    stereo = np.stack([_sine(44100), 0.5 * _sine(44100)])
+    write_audio(tmp_path / "stereo.wav", stereo, 44100)
+    read = read_audio(tmp_path / "stereo.wav", 44100, num_channels=2)
+    assert np.abs(read - stereo).max() <= 1 / 32768
+    resampled = read_audio(tmp_path / "stereo.wav", 48000, num_channels=2)
+    assert resampled.shape == (2, round(stereo.shape[1] * 48000 / 44100))
+    assert np.array_equal(resampled[1], resample(np.ascontiguousarray(read[1]), 44100, 48000))
+    write_audio(tmp_path / "mono.wav", stereo[0], 44100)
+    mono = read_audio(tmp_path / "mono.wav", 44100, num_channels=2)
+    assert mono.shape == stereo.shape
+    assert np.array_equal(mono[0], mono[1])
+
+
 def test_audio_is_not_written_as_something_else(tmp_path):
     with pytest.raises(ValueError, match=r"written as .wav or .flac"):
         write_audio(tmp_path / "out.mp3", _sine(16000), 16000)
@@ -75,10 +89,10 @@ def test_audio_is_not_written_as_something_else(tmp_path):
 
 @pytest.mark.parametrize(
     "audio",
-    [np.array([0, np.nan]), np.zeros((2, 100)), np.zeros(9, dtype=np.int16)],
-    ids=["nan", "two channels", "integers"],
+    [np.array([0, np.nan]), np.zeros((100, 2)), np.zeros(9, dtype=np.int16)],
+    ids=["nan", "channels last", "integers"],
 )
-def test_what_is_not_mono_float_audio_is_not_written(tmp_path, audio):
+def test_what_is_not_float_audio_is_not_written(tmp_path, audio):
     with pytest.raises(ValueError, match="can't be written"):
         write_audio(tmp_path / "out.wav", audio, 16000)
     assert not list(tmp_path.iterdir())

@@ -86,20 +86,20 @@ def resample(audio: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
 
 
 def write_audio(path: str | os.PathLike, audio: np.ndarray, sampling_rate: int):
-    """Write float `(num_samples,)` or `(num_channels, num_samples)` in [-1, 1], clipped to that, as 16-bit wav or flac,
+    """Write float `(num_samples,)` or stereo `(2, num_samples)` in [-1, 1], clipped to that, as 16-bit wav or flac,
     by the suffix of `path`. The file appears when it is complete. Raises `ValueError` for another suffix or shape,
     integers, NaN and infinite samples, and `OSError` where it can't be written."""
     path = Path(path)
     if path.suffix.lower() not in WRITABLE_SUFFIXES:
         raise ValueError(f"{path} ends in {path.suffix!r}: audio is written as {' or '.join(WRITABLE_SUFFIXES)}")
     audio = np.asarray(audio)
-    if audio.ndim not in (1, 2) or audio.dtype.kind != "f" or not np.isfinite(audio).all():
+    num_channels = len(audio) if audio.ndim == 2 else 1
+    too_wide = audio.ndim not in (1, 2) or num_channels > MAX_WRITTEN_CHANNELS
+    if too_wide or audio.dtype.kind != "f" or not np.isfinite(audio).all():
         raise ValueError(
-            f"audio {audio.shape} of {audio.dtype} can't be written: (num_samples,) or (num_channels, num_samples), "
-            "finite floats, is wanted"
+            f"audio {audio.shape} of {audio.dtype} can't be written: (num_samples,), or stereo (2, num_samples), finite "
+            "floats, is wanted"
         )
-    if audio.ndim == 2 and len(audio) > MAX_WRITTEN_CHANNELS:
-        raise ValueError(f"audio {audio.shape} has {len(audio)} channels: channels come first, at most 2 are written")
     with atomic_path(path) as unfinished:
         file_format = path.suffix[1:].upper()
         try:
