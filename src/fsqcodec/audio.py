@@ -97,8 +97,8 @@ def write_audio(path: str | os.PathLike, audio: np.ndarray, sampling_rate: int):
     too_wide = audio.ndim not in (1, 2) or num_channels > MAX_WRITTEN_CHANNELS
     if too_wide or audio.dtype.kind != "f" or not np.isfinite(audio).all():
         raise ValueError(
-            f"audio {audio.shape} of {audio.dtype} can't be written: (num_samples,), or stereo (2, num_samples), finite "
-            "floats, is wanted"
+            f"audio {audio.shape} of {audio.dtype} can't be written: (num_samples,), or stereo (2, num_samples), "
+            "finite floats, is wanted"
         )
     with atomic_path(path) as unfinished:
         file_format = path.suffix[1:].upper()
