@@ -55,6 +55,29 @@ def test_bad_files_are_named_with_what_is_wrong(tmp_path):
         read_audio(tmp_path / "cut.flac", 16000)
 
 
+@pytest.mark.parametrize("suffix", ["wav", "aiff", "au", "w64", "rf64", "caf", "flac", "ogg", "mp3"])
+def test_a_file_that_was_cut_off_is_never_a_shorter_clip(suffix, tmp_path):
+    path = tmp_path / f"clip.{suffix}"
+    soundfile.write(path, _sine(16000), 16000, format=suffix.upper())
+    whole = path.read_bytes()
+    assert len(read_audio(path, 16000)) >= 8000
+    for share in (0.3, 0.9):
+        path.write_bytes(whole[: int(share * len(whole))])
+        with pytest.raises(ValueError, match=f"clip.{suffix} (is truncated|is empty|can't be decoded|is not an audio)"):
+            read_audio(path, 16000)
+
+
+@pytest.mark.parametrize("length", [0xFFFFFFFF, 0x7FFFFFFF, 0x7FFFF024])
+def test_a_wav_from_a_pipe_does_not_know_its_length(length, tmp_path):
+    """As ffmpeg and sox write it."""
+    path = tmp_path / "pipe.wav"
+    soundfile.write(path, _sine(16000), 16000)
+    data = bytearray(path.read_bytes())
+    data[4:8] = data[40:44] = length.to_bytes(4, "little")
+    path.write_bytes(data)
+    assert len(read_audio(path, 16000)) == 8000
+
+
 def test_resampling_a_single_sample_keeps_one():
     assert len(resample(np.array([0.1], dtype=np.float32), 48000, 16000)) == 1
 

@@ -8,6 +8,7 @@ from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelF
 
 from .checkpoints import bundled_checkpoint
 from .conversion import convert_checkpoint
+from .files import decode_file, encode_file
 from .models.configuration_codec import CodecConfig
 from .models.configuration_lycodec import LycodecConfig
 from .models.feature_extraction_codec import CodecFeatureExtractor
@@ -15,6 +16,7 @@ from .models.feature_extraction_lycodec import LycodecFeatureExtractor
 from .models.modeling_codec import CodecModel
 from .models.modeling_lycodec import LycodecModel
 from .presets import list_presets
+from .streaming import StreamingDecoder, StreamingEncoder
 
 __all__ = [
     "CodecConfig",
@@ -23,8 +25,12 @@ __all__ = [
     "LycodecConfig",
     "LycodecFeatureExtractor",
     "LycodecModel",
+    "StreamingDecoder",
+    "StreamingEncoder",
     "bundled_checkpoint",
     "convert_checkpoint",
+    "decode_file",
+    "encode_file",
     "list_presets",
 ]
 

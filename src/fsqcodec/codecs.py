@@ -97,8 +97,16 @@ def load_codec(name: str | os.PathLike, device: str | None = None) -> Codec:
     num_codebooks = int(option) if separator and option.isdigit() and not Path(name).is_dir() else None
     folder = name if num_codebooks is None else base
     model = load_model(folder, device)
-    extractor = AutoFeatureExtractor.from_pretrained(model_location(folder))
-    return TRANSFORMERS_CODECS.get(model.config.model_type, TransformersCodec)(name, model, extractor, num_codebooks)
+    return codec_of(model, AutoFeatureExtractor.from_pretrained(model_location(folder)), name, num_codebooks)
+
+
+def codec_of(
+    model: PreTrainedModel, feature_extractor, name: str | None = None, num_codebooks: int | None = None
+) -> "TransformersCodec":
+    """The adapter of a model that is loaded already; by default all its codebooks, under the model's own name. Raises
+    `ValueError` as `load_codec` does."""
+    adapter = TRANSFORMERS_CODECS.get(model.config.model_type, TransformersCodec)
+    return adapter(model.name_or_path if name is None else name, model, feature_extractor, num_codebooks)
 
 
 def load_model(model: str | os.PathLike, device: str | None = None) -> PreTrainedModel:

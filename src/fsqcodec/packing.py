@@ -23,6 +23,7 @@ from safetensors.numpy import save_file
 from .atomic import atomic_path
 
 FORMAT = "fsqcodec-tokens-1"
+PIECE_FRAMES = 2**14  # unpacked to bits at a time, a multiple of 8: its last byte has no bits of the next
 DIGEST_LENGTH = 16  # hexadecimal digits
 FACTS = {
     "model": str,
@@ -55,9 +56,13 @@ def pack(codes, config) -> bytes:
         )
     if _crop_bytes(config):
         return _pack_crops(codes, config)
-    frames = codes.T.astype(np.uint64)
-    bits = (frames[..., np.newaxis] >> np.arange(_bits_per_code(config), dtype=np.uint64)) & np.uint64(1)
-    return np.packbits(bits.astype(np.uint8).ravel(), bitorder="little").tobytes()
+    bit_places = np.arange(_bits_per_code(config), dtype=np.uint64)
+    packed = []
+    for start in range(0, codes.shape[1], PIECE_FRAMES):
+        frames = codes[:, start : start + PIECE_FRAMES].T.astype(np.uint64)
+        bits = ((frames[..., np.newaxis] >> bit_places) & np.uint64(1)).astype(np.uint8)
+        packed.append(np.packbits(bits.ravel(), bitorder="little").tobytes())
+    return b"".join(packed)
 
 
 def unpack(data: bytes, config, num_frames: int | None = None) -> torch.Tensor:
@@ -77,14 +82,20 @@ def unpack(data: bytes, config, num_frames: int | None = None) -> torch.Tensor:
     num_bytes = -(-num_frames * bits_per_frame // 8)
     if len(data) != num_bytes:
         raise ValueError(f"{len(data)} bytes: {num_frames} frames of {bits_per_frame} bits take {num_bytes}")
-    bits = np.unpackbits(np.frombuffer(data, dtype=np.uint8), bitorder="little")
-    if bits[num_frames * bits_per_frame :].any():
+    num_last_bits = (num_frames * bits_per_frame) % 8
+    if num_last_bits and data[-1] >> num_last_bits:
         raise ValueError("the last byte has bits after the last frame: these are not packed codes of this codec")
-    bits = bits[: num_frames * bits_per_frame].reshape(num_frames, config.num_codebooks, bits_per_code).astype(np.int64)
-    codes = (bits << np.arange(bits_per_code)).sum(axis=-1).T
+    codes = np.empty((config.num_codebooks, num_frames), dtype=np.int64)
+    for start in range(0, num_frames, PIECE_FRAMES):
+        piece = codes[:, start : start + PIECE_FRAMES]
+        first_byte = start * bits_per_frame // 8
+        num_bits = piece.shape[1] * bits_per_frame
+        packed = np.frombuffer(data, np.uint8, count=-(-num_bits // 8), offset=first_byte)
+        bits = np.unpackbits(packed, count=num_bits, bitorder="little").astype(np.int64)
+        piece[:] = (bits.reshape(-1, config.num_codebooks, bits_per_code) << np.arange(bits_per_code)).sum(axis=-1).T
     if codes.size and codes.max() >= config.codebook_size:
         raise ValueError(f"code {codes.max()} is unpacked: this codec's are 0 to {config.codebook_size - 1}")
-    return torch.from_numpy(np.ascontiguousarray(codes))
+    return torch.from_numpy(codes)
 
 
 def _pack_crops(codes: np.ndarray, config) -> bytes:

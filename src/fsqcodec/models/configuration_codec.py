@@ -16,6 +16,19 @@ TAIL_KERNEL_SIZE = 7
 TAIL_DILATIONS = (1, 3, 9)
 
 
+def enhance_dilation(kernel_size: int) -> int:
+    """Dilation of the convolution that follows a trend pool of an enhance block."""
+    return kernel_size // 2 + 1
+
+
+# steps on each side that the encoder's first block and an enhance block look at: two pools and a convolution
+TREND_CONTEXT = 2 * (max(TREND_KERNEL_SIZES) // 2) + TREND_CONV_KERNEL_SIZE // 2
+ENHANCE_CONTEXT = max(
+    2 * (kernel_size // 2) + TREND_CONV_KERNEL_SIZE // 2 * enhance_dilation(kernel_size)
+    for kernel_size in ENHANCE_KERNEL_SIZES
+)
+
+
 @strict
 class CodecConfig(PreTrainedConfig):
     r"""
@@ -223,7 +236,7 @@ class CodecConfig(PreTrainedConfig):
         if self.encoder_stem == "frames":
             lookahead = step = self.downsampling_ratios[0]
         else:
-            lookahead = 2 * (max(TREND_KERNEL_SIZES) // 2) + TREND_CONV_KERNEL_SIZE // 2
+            lookahead = TREND_CONTEXT
             step = 1
             for ratio, depth in zip(self.downsampling_ratios, self.encoder_depths):
                 lookahead += depth * unit_context * step
@@ -283,14 +296,10 @@ class CodecConfig(PreTrainedConfig):
         frame's own, and as many before."""
         if self.decoder_head == "frames":
             return 1 + self.decoder_depths[0] * (UNIT_KERNEL_SIZE // 2) + LATENT_KERNEL_SIZE // 2
-        enhance_context = max(
-            2 * (kernel_size // 2) + TREND_CONV_KERNEL_SIZE // 2 * enhance_dilation(kernel_size)
-            for kernel_size in ENHANCE_KERNEL_SIZES
-        )
         # from the last sample of frame 0 back to the last step it depends on, at ever lower rates
         last_step = self.hop_length - 1 + TAIL_KERNEL_SIZE // 2 * (sum(TAIL_DILATIONS) + 1)
         for ratio, depth in zip(reversed(self.upsampling_ratios), reversed(self.decoder_depths)):
-            last_step = _last_interpolated(last_step, ratio) + enhance_context + depth * (UNIT_KERNEL_SIZE // 2)
+            last_step = _last_interpolated(last_step, ratio) + ENHANCE_CONTEXT + depth * (UNIT_KERNEL_SIZE // 2)
         return last_step + LATENT_KERNEL_SIZE // 2 - (self.transformer_downsampling_ratio - 1)
 
     @classmethod
@@ -317,11 +326,6 @@ def _first_interpolated(step: int, ratio: int) -> int:
 def _first_attended(step: int, window_size: int, num_layers: int) -> int:
     """The first step that `step` depends on through layers that each see the step's block and the one before."""
     return (step // window_size - num_layers) * window_size if num_layers else step
-
-
-def enhance_dilation(kernel_size: int) -> int:
-    """Dilation of the convolution that follows a trend pool of an enhance block."""
-    return kernel_size // 2 + 1
 
 
 _OWN_FIELDS = tuple(CodecConfig.__annotations__)

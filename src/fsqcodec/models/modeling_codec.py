@@ -24,7 +24,7 @@ from .convolution import (
 )
 from .frames import FrameHead, FrameStem
 from .local_attention import DownsamplingTransformer, UpsamplingTransformer
-from .padding import ceil_to_multiple, right_padding_mask, zero_padding
+from .padding import ceil_divide, ceil_to_multiple, right_padding_mask, zero_padding
 from .pretrained import PreTrainedCodec, check_code_range, check_num_samples, check_tensor
 from .quantization import FiniteScalarQuantizer
 
@@ -326,20 +326,20 @@ class CodecModel(PreTrainedCodec):
         check_tensor(input_values, "input_values", 1, "num_samples", is_float=True)
         config = self.config
         num_samples = input_values.shape[-1]
-        num_frames = ceil_to_multiple(num_samples, config.hop_length) // config.hop_length
-        heard_samples = min(
-            ceil_to_multiple(num_samples, config.padding_multiple),
-            ceil_to_multiple(num_frames * config.hop_length + config.encoder_lookahead_samples, config.hop_length),
+        num_frames = ceil_divide(num_samples, config.hop_length)
+        silent_frames = torch.sym_min(  # `min`, also of numbers that a graph does not know
+            -num_frames % config.padding_frames, ceil_divide(config.encoder_lookahead_samples, config.hop_length)
         )
+        heard_samples = (num_frames + silent_frames) * config.hop_length
         mask = right_padding_mask(padding_mask, (input_values.shape[0], num_samples), "padding_mask", "sample")
         frame_mask = sample_mask = None
         x = input_values.transpose(1, 2).to(self.dtype)
         if mask is not None:
             x = zero_padding(x, mask)
             clip_samples = mask.sum(dim=1, keepdim=True)
-            steps = torch.arange(heard_samples, device=mask.device)[None, :, None]
-            sample_mask = steps < ceil_to_multiple(clip_samples, config.padding_multiple)
-            frame_mask = steps[:, :num_frames] * config.hop_length < clip_samples
+            samples, frames = (torch.arange(n, device=mask.device)[None, :, None] for n in (heard_samples, num_frames))
+            sample_mask = samples < ceil_to_multiple(clip_samples, config.padding_multiple)
+            frame_mask = frames * config.hop_length < clip_samples
         x = nn.functional.pad(x, (0, 0, 0, heard_samples - num_samples))
         return self.encoder(x, sample_mask)[:, :num_frames], frame_mask
 

@@ -30,6 +30,11 @@ def right_padding_mask(mask: torch.Tensor | None, shape: tuple[int, int], name: 
     return mask.unsqueeze(-1)
 
 
+def ceil_divide(number, divisor: int):
+    """`number / divisor` rounded up, of a number that is not negative, an int or a tensor of them."""
+    return (number + divisor - 1) // divisor
+
+
 def ceil_to_multiple(number, multiple: int):
     """The lowest multiple of `multiple` that is not below `number`, an int or a tensor of them."""
-    return -(-number // multiple) * multiple
+    return ceil_divide(number, multiple) * multiple
