@@ -135,6 +135,12 @@ def test_latents_are_decoded_with_the_residual_that_codes_lack(model):
 
 
 @torch.no_grad()
+def test_codes_of_any_integer_type_are_decoded_alike(model):
+    codes = model.encode(stereo_clip(CROP)[None]).audio_codes
+    assert torch.equal(model.decode(codes.to(torch.uint8)).audio_values, model.decode(codes).audio_values)
+
+
+@torch.no_grad()
 def test_decode_refuses_what_it_cannot_decode(model):
     codes = torch.zeros(1, 8, FRAMES, dtype=torch.int64)
     for arguments, message in (
@@ -190,7 +196,7 @@ def test_presets_have_the_originals_sizes():
     assert config.algorithmic_latency == 1.5
     with torch.device("meta"):
         models = {name: LycodecModel(preset_config(name)) for name in fsqcodec.list_presets("lycodec")}
-    assert models["lycodec-48khz"].num_parameters() == 79_601_263
+    assert [model.num_parameters() for model in models.values()] == [79_601_263, 94_606_031, 85_092_783]
     assert len(models["lycodec-48khz"].state_dict()) == 384
     assert models["lycodec-48khz-fine"].decoder.network.grid == (128, 14)
     assert models["lycodec-48khz-fast"].decoder.network.grid == (32, 3)

@@ -110,7 +110,7 @@ class LycodecQuantizer(nn.Module):
 
     def digits_to_values(self, digits: torch.Tensor) -> torch.Tensor:
         """Digits to values in [-1, 1], float32."""
-        return (digits - self.half_range).to(torch.float32) / self.half_range
+        return (digits.to(torch.float32) - self.half_range) / self.half_range
 
     def values_to_features(self, values: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
         """Values `(..., latent_dim)` and a residual of the same shape, 0 if not given, to features, in the model's
