@@ -168,7 +168,7 @@ def _check_buffers(weights: dict[str, torch.Tensor], config: LycodecConfig):
     frequencies = weights.get("encoder.rope.inv_freq")
     if frequencies is not None:
         expected = ROTARY_BASE ** (-torch.arange(0, config.hidden_size, 2) / config.hidden_size)
-        if frequencies.shape != expected.shape or not torch.allclose(frequencies.float(), expected, rtol=1e-4):
+        if frequencies.shape == expected.shape and not torch.allclose(frequencies.float(), expected, rtol=1e-4):
             raise CheckpointError(f"encoder.rope.inv_freq has another base than {ROTARY_BASE:g}: it is no Lycodec")
     cosines = weights.get("encoder.rope.cos_cached")
     if cosines is not None and cosines.numel() > 1 and not cosines.any():

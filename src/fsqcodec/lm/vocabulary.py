@@ -25,7 +25,7 @@ from transformers.utils import cached_file
 
 from ..atomic import atomic_path
 from ..codecs import Codec
-from ..models.modeling_codec import CodecModel
+from ..models.pretrained import PreTrainedCodec
 from ..models.quantization import digits_to_indices, indices_to_digits
 from ..packing import token_digest
 
@@ -229,4 +229,4 @@ def _integers(numbers, name: str) -> torch.Tensor:
 
 def _token_digest(codec: Codec) -> str:
     """Ours may change their decoder, which leaves the tokens what they are; of others all weights count."""
-    return token_digest(codec.model) if isinstance(codec.model, CodecModel) else codec.digest
+    return token_digest(codec.model) if isinstance(codec.model, PreTrainedCodec) else codec.digest

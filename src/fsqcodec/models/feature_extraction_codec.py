@@ -24,7 +24,8 @@ class CodecFeatureExtractor(SequenceFeatureExtractor):
     def __init__(self, feature_size: int = 1, sampling_rate: int = 16000, padding_value: float = 0.0, **kwargs):
         super().__init__(feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
         if feature_size != self.num_channels:
-            raise ValueError(f"feature_size is {feature_size}: the codec's channels are wanted, {self.num_channels}")
+            kind = "mono" if self.num_channels == 1 else "stereo"
+            raise ValueError(f"feature_size is {feature_size}: the codec is {kind}, {self.num_channels} is wanted")
         if self.padding_side != "right":
             raise ValueError(f"padding_side is {self.padding_side!r}: the codec wants its padding on the right")
 

@@ -18,7 +18,7 @@ from .configuration_lycodec import LycodecConfig
 from .decoder_lycodec import LycodecDecoder
 from .encoder_lycodec import SPECTROGRAM_CHANNELS, LycodecEncoder
 from .layers_lycodec import DROPOUT, LycodecMLP
-from .padding import ceil_to_multiple, right_padding_mask, zero_padding
+from .padding import ceil_divide, right_padding_mask, zero_padding
 from .precision import at_least_float32
 from .pretrained import PreTrainedCodec, check_code_range, check_num_samples, check_tensor
 from .spectrogram_lycodec import MidSideSpectrogram
@@ -110,7 +110,7 @@ class LycodecQuantizer(nn.Module):
 
     def digits_to_values(self, digits: torch.Tensor) -> torch.Tensor:
         """Digits to values in [-1, 1], float32."""
-        return (digits - self.half_range).to(torch.float32) / self.half_range
+        return (digits.to(torch.float32) - self.half_range) / self.half_range
 
     def values_to_features(self, values: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
         """Values `(..., latent_dim)` and a residual of the same shape, 0 if not given, to features, in the model's
@@ -272,7 +272,7 @@ class LycodecModel(PreTrainedCodec):
         batch_size, _, num_samples = input_values.shape
         mask = right_padding_mask(padding_mask, (batch_size, num_samples), "padding_mask", "sample")
         crop_length = self.config.crop_length
-        num_crops = ceil_to_multiple(num_samples, crop_length) // crop_length
+        num_crops = ceil_divide(num_samples, crop_length)
         crop_starts = torch.arange(num_crops, device=input_values.device) * crop_length
         if mask is None:
             crop_mask = (crop_starts < num_samples).expand(batch_size, -1)
@@ -296,40 +296,48 @@ class LycodecModel(PreTrainedCodec):
         noise_level = self.config.noise_level if noise_level is None else noise_level
         if not 0 < noise_level < float("inf"):
             raise ValueError(f"noise_level is {noise_level}: a number above 0 is wanted")
-        noise = self._noise(crop_mask.shape, noise, generator).to(features.device)
-        levels = torch.full(crop_mask.shape, noise_level, dtype=torch.float32, device=features.device)
+        noise = self._given_noise(crop_mask.shape, noise, generator)
+        places = torch.arange(crop_mask.shape[1], device=features.device).expand(crop_mask.shape)
+
+        def decode_crops(features: torch.Tensor, noise_or_places: torch.Tensor) -> torch.Tensor:
+            drawn = self._seeded_noise(noise_or_places) if noise is None else noise_or_places
+            levels = torch.full((len(features),), noise_level, dtype=torch.float32, device=features.device)
+            return self.spectrogram.inverse(self.decoder(features, noise_level * drawn.to(features.device), levels))
+
         crops = _for_real_crops(
-            lambda features, noise, level: self.spectrogram.inverse(
-                self.decoder(features, noise * level[:, None, None, None], level)
-            ),
+            decode_crops,
             crop_mask,
             features.unflatten(1, (-1, self.config.frames_per_crop)),
-            noise,
-            levels,
+            places if noise is None else noise,
         )
         return crops.transpose(1, 2).flatten(2)
 
-    def _noise(
+    def _given_noise(
         self, crops: tuple[int, int], noise: torch.Tensor | None, generator: torch.Generator | None
-    ) -> torch.Tensor:
-        """Float32 `(batch, num_crops, 4, stft_bins, stft_frames)` for `crops` (batch, num_crops)."""
-        batch_size, num_crops = crops
-        shape = (SPECTROGRAM_CHANNELS, self.config.stft_bins, self.config.stft_frames)
+    ) -> torch.Tensor | None:
+        """The caller's noise, `(batch, num_crops, 4, stft_bins, stft_frames)` for `crops` (batch, num_crops)."""
         if noise is not None and generator is not None:
             raise ValueError("decode takes noise or generator, not both")
-        if noise is not None:
-            wanted = (batch_size * num_crops, *shape)
-            if not isinstance(noise, torch.Tensor) or noise.shape != wanted or not noise.is_floating_point():
-                given = (
-                    f"shape {tuple(noise.shape)}" if isinstance(noise, torch.Tensor) else f"type {type(noise).__name__}"
-                )
-                raise ValueError(f"noise has {given}: a tensor of floats {wanted} is wanted, (crops, 4, bins, columns)")
-            return at_least_float32(noise).unflatten(0, crops)
         if generator is not None:
-            return torch.randn((*crops, *shape), generator=generator, device=generator.device)
-        seeds = range(self.config.noise_seed, self.config.noise_seed + num_crops)
-        drawn = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-        return torch.stack(drawn).expand(batch_size, -1, -1, -1, -1)
+            return torch.randn((*crops, *self._spectrogram_shape), generator=generator, device=generator.device)
+        if noise is None:
+            return None
+        wanted = (crops[0] * crops[1], *self._spectrogram_shape)
+        if not isinstance(noise, torch.Tensor) or noise.shape != wanted or not noise.is_floating_point():
+            given = f"shape {tuple(noise.shape)}" if isinstance(noise, torch.Tensor) else f"type {type(noise).__name__}"
+            raise ValueError(f"noise has {given}: a tensor of floats {wanted} is wanted, (crops, 4, bins, columns)")
+        return at_least_float32(noise).unflatten(0, crops)
+
+    def _seeded_noise(self, places: torch.Tensor) -> torch.Tensor:
+        """Noise `(some, 4, stft_bins, stft_frames)` that depends on a crop's place in its clip, `(some,)`, alone: it is
+        drawn on the CPU."""
+        generators = [torch.Generator().manual_seed(self.config.noise_seed + place) for place in places.tolist()]
+        drawn = [torch.randn(self._spectrogram_shape, generator=each, device="cpu") for each in generators]
+        return torch.stack(drawn)
+
+    @property
+    def _spectrogram_shape(self) -> tuple[int, int, int]:
+        return SPECTROGRAM_CHANNELS, self.config.stft_bins, self.config.stft_frames
 
     def _crop_mask_of_frames(self, audio_codes_mask, batch_size: int, num_frames: int) -> torch.Tensor:
         """Which crops hold frames, bool `(batch, num_crops)`."""
@@ -359,7 +367,7 @@ def _for_real_crops(function: Callable, crop_mask: torch.Tensor, *inputs: torch.
 
     Inputs are `(batch, num_crops, ...)`, those of `function` `(some, ...)`; so are outputs.
     """
-    passes = zip(*(values[crop_mask].split(CROPS_PER_PASS) for values in inputs))
+    passes = zip(*(values[crop_mask.to(values.device)].split(CROPS_PER_PASS) for values in inputs))
     results = torch.cat([function(*values) for values in passes])
     output = results.new_zeros(*crop_mask.shape, *results.shape[1:])
     output[crop_mask] = results

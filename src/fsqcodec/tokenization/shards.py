@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from ..atomic import atomic_path
 from ..codecs import Codec
-from ..models.modeling_codec import CodecModel
+from ..models.pretrained import PreTrainedCodec
 from ..packing import token_digest
 from .encoding import EncodedRow
 
@@ -37,7 +37,7 @@ def codec_facts(codec: Codec) -> dict:
     return {
         "codec": codec.name,
         "revision": codec.revision,
-        "token_digest": token_digest(codec.model) if isinstance(codec.model, CodecModel) else codec.digest,
+        "token_digest": token_digest(codec.model) if isinstance(codec.model, PreTrainedCodec) else codec.digest,
         "sampling_rate": codec.input_sampling_rate,
         "frame_rate": codec.frame_rate,
         "codebook_sizes": codec.codebook_sizes,
