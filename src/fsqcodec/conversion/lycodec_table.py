@@ -8,7 +8,7 @@ import torch
 from ..models.configuration_lycodec import LycodecConfig
 from ..models.encoder_lycodec import ROTARY_BASE, first_chunk_mask
 from ..models.modeling_lycodec import LycodecModel
-from .original_weights import CheckpointError, load_torch_file, summarize
+from .original_weights import HINT, CheckpointError, load_torch_file, summarize
 
 PROCESSES_PREFIX = "module."  # of every key, where several processes trained
 UNUSED = r"stereo\.|(.+\.)?rope\.|encoder\.chunked_mask$"  # not needed for audio, or follows from the configuration
@@ -128,7 +128,7 @@ def convert_lycodec(weights: dict[str, torch.Tensor], config: LycodecConfig) -> 
         ("has tensors this model does not have", converted.keys() - shapes.keys()),
     ):
         if names:
-            raise CheckpointError(f"the checkpoint {fault}: {summarize(names)}")
+            raise CheckpointError(f"the checkpoint {fault}: {summarize(names)}; {HINT}")
     for name, tensor in converted.items():
         if tensor.numel() != shapes[name].numel() or tensor.shape != (*shapes[name], 1)[: tensor.ndim]:
             raise CheckpointError(
