@@ -30,7 +30,7 @@ def counted_by_hooks(model: CodecModel, function) -> int:
     def count_scores(layer, inputs, output):
         nonlocal total
         x, bias = inputs
-        for start, stop in layer._tiles(x.shape[1], tile_size=bias.shape[1]):
+        for start, stop in layer._tiles(0, x.shape[1], tile_size=bias.shape[1]):
             first_key = max(0, start // layer.window_size - 1) * layer.window_size
             total += 2 * layer.num_heads * layer.head_dim * (stop - start) * (stop - first_key)
 

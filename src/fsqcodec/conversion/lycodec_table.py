@@ -128,12 +128,11 @@ def convert_lycodec(weights: dict[str, torch.Tensor], config: LycodecConfig) -> 
         ("has tensors this model does not have", converted.keys() - shapes.keys()),
     ):
         if names:
-            raise CheckpointError(f"the checkpoint {fault}: {summarize(names)}; {HINT}")
+            raise CheckpointError(f"the checkpoint {fault}: {summarize(names)}: {HINT}")
     for name, tensor in converted.items():
         if tensor.numel() != shapes[name].numel() or tensor.shape != (*shapes[name], 1)[: tensor.ndim]:
             raise CheckpointError(
-                f"{name} has shape {tuple(tensor.shape)} in the checkpoint, {tuple(shapes[name])} is wanted: is the "
-                "preset or config the right one?"
+                f"{name} has shape {tuple(tensor.shape)} in the checkpoint, {tuple(shapes[name])} is wanted: {HINT}"
             )
         if not torch.isfinite(tensor).all():
             raise CheckpointError(f"{name} holds NaN or infinite numbers: the checkpoint is damaged")
@@ -182,5 +181,5 @@ def _check_buffers(weights: dict[str, torch.Tensor], config: LycodecConfig):
         if mask.shape != seen.shape or not torch.equal(mask == 0, seen):
             raise CheckpointError(
                 f"encoder.chunked_mask is not that of the first {config.attention_chunk_size} of "
-                f"{config.frames_per_crop} frames: is the preset or config the right one?"
+                f"{config.frames_per_crop} frames: {HINT}"
             )

@@ -111,16 +111,20 @@ class LocalAttention(nn.Module):
         num_blocks = ceil_divide(num_steps, window_size) + 1
         num_missing = num_blocks * window_size - num_steps
 
-        def in_blocks(x: torch.Tensor) -> torch.Tensor:
-            blocks = x.reshape(*x.shape[:2], num_blocks, window_size, self.head_dim)
-            return blocks.transpose(1, 2).flatten(1, 2)
+        def in_rows(x: torch.Tensor, num_before: int) -> torch.Tensor:
+            """`(B, H, T, D)` to `(B, padded T, H * D)`: in three dimensions padding makes no guard on strides."""
+            return F.pad(x.transpose(1, 2).flatten(2), (0, 0, num_before, num_missing))
+
+        def in_blocks(rows: torch.Tensor) -> torch.Tensor:
+            blocks = rows.view(rows.shape[0], num_blocks, window_size, self.num_heads, self.head_dim)
+            return blocks.transpose(2, 3).flatten(1, 2)
 
         def with_block_before(x: torch.Tensor) -> torch.Tensor:
-            padded = F.pad(x, (0, 0, window_size, num_missing))
-            before, own = padded[:, :, :-window_size], padded[:, :, window_size:]
+            rows = in_rows(x, window_size)
+            before, own = rows[:, :-window_size], rows[:, window_size:]
             return torch.cat([in_blocks(before), in_blocks(own)], dim=2)
 
-        query = in_blocks(F.pad(query, (0, 0, 0, num_missing)))
+        query = in_blocks(in_rows(query, 0))
         key, value = with_block_before(key), with_block_before(value)
         bias = bias.to(query.dtype)
         block_index = torch.arange(num_blocks, device=query.device).view(-1, 1, 1, 1)
@@ -139,7 +143,7 @@ class LocalAttention(nn.Module):
                 )
             )
         attended = torch.cat(tiles, dim=2).unflatten(1, (num_blocks, self.num_heads))
-        return attended.transpose(1, 2).flatten(2, 3)[:, :, :num_steps]
+        return attended.transpose(2, 3).flatten(1, 2)[:, :num_steps].transpose(1, 2)
 
 
 class LocalTransformerLayer(GradientCheckpointingLayer):
