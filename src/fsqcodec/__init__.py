@@ -9,20 +9,37 @@ from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelF
 from .checkpoints import bundled_checkpoint
 from .conversion import convert_checkpoint
 from .models.configuration_codec import CodecConfig
+from .models.configuration_distill_neucodec import DistillNeuCodecConfig
+from .models.configuration_neucodec import FsqNeuCodecConfig
 from .models.feature_extraction_codec import CodecFeatureExtractor
+from .models.feature_extraction_distill_neucodec import DistillNeuCodecFeatureExtractor
+from .models.feature_extraction_neucodec import FsqNeuCodecFeatureExtractor
 from .models.modeling_codec import CodecModel
+from .models.modeling_distill_neucodec import DistillNeuCodecModel
+from .models.modeling_neucodec import FsqNeuCodecModel
 from .presets import list_presets
 
 __all__ = [
     "CodecConfig",
     "CodecFeatureExtractor",
     "CodecModel",
+    "DistillNeuCodecConfig",
+    "DistillNeuCodecFeatureExtractor",
+    "DistillNeuCodecModel",
+    "FsqNeuCodecConfig",
+    "FsqNeuCodecFeatureExtractor",
+    "FsqNeuCodecModel",
     "bundled_checkpoint",
     "convert_checkpoint",
     "list_presets",
 ]
 
-AutoConfig.register(CodecConfig.model_type, CodecConfig)
-AutoModel.register(CodecConfig, CodecModel)
-AutoModelForAudioTokenization.register(CodecConfig, CodecModel)
-AutoFeatureExtractor.register(CodecConfig, CodecFeatureExtractor)
+for _config, _model, _feature_extractor in (
+    (CodecConfig, CodecModel, CodecFeatureExtractor),
+    (FsqNeuCodecConfig, FsqNeuCodecModel, FsqNeuCodecFeatureExtractor),
+    (DistillNeuCodecConfig, DistillNeuCodecModel, DistillNeuCodecFeatureExtractor),
+):
+    AutoConfig.register(_config.model_type, _config)
+    AutoModel.register(_config, _model)
+    AutoModelForAudioTokenization.register(_config, _model)
+    AutoFeatureExtractor.register(_config, _feature_extractor)

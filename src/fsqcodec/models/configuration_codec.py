@@ -61,7 +61,8 @@ class CodecConfig(PreTrainedConfig):
     """
 
     model_type = "codec"
-    token_fields = (  # what tokens depend on, beside the weights of encoder and quantizer, whose names tell the stem
+    token_parts = ("encoder", "quantizer")
+    token_fields = (  # what tokens depend on, beside the weights of `token_parts`, whose names tell the stem
         "sampling_rate",
         "downsampling_ratios",
         "transformer_downsampling_ratio",
@@ -170,6 +171,16 @@ class CodecConfig(PreTrainedConfig):
                 f"be (0, n) and decoder_transformer_depths (n, 0), not {tuple(self.encoder_transformer_depths)} and "
                 f"{tuple(self.decoder_transformer_depths)}"
             )
+
+    @property
+    def input_sampling_rate(self) -> int:
+        """Hz of what is encoded: `sampling_rate`."""
+        return self.sampling_rate
+
+    @property
+    def output_sampling_rate(self) -> int:
+        """Hz of what is decoded: `sampling_rate`."""
+        return self.sampling_rate
 
     @property
     def hop_length(self) -> int:

@@ -21,11 +21,13 @@ from .convolution import (
     SnakeUnit,
     TrendEnhance,
     TrendStem,
+    layer_norm,
     upsample_linear,
 )
 from .frames import FrameHead, FrameStem
 from .local_attention import DownsamplingTransformer, UpsamplingTransformer
-from .padding import ceil_to_multiple, right_padding_mask, zero_padding
+from .padding import ceil_to_multiple, check_tensor, checked_indices, right_padding_mask, zero_padding
+from .pretrained import StrictPreTrainedMixin
 from .quantization import FiniteScalarQuantizer
 
 FRAMES_UNIT_START_GAIN = 0.1  # deep stacks of units at one rate learn fast and steadily from near the identity
@@ -80,12 +82,12 @@ class CodecOutput(ModelOutput):
 class EncoderStage(nn.Module):
     """Convolution units at one rate, then down to the next."""
 
-    def __init__(self, in_channels: int, out_channels: int, depth: int, ratio: int, norm_eps: float):
+    def __init__(self, in_channels: int, out_channels: int, depth: int, ratio: int, norm_eps: float | None):
         super().__init__()
         self.ratio = ratio
         self.units = nn.ModuleList(ConvUnit(in_channels, norm_eps) for _ in range(depth))
         self.downsample = DownsamplingConv1d(in_channels, out_channels, ratio)
-        self.norm = nn.LayerNorm(out_channels, eps=norm_eps)
+        self.norm = layer_norm(out_channels, norm_eps)
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
         """`(batch, num_steps, in_channels)` and its mask to `(batch, num_steps / ratio, out_channels)` and its mask."""
@@ -193,7 +195,7 @@ class CodecDecoder(nn.Module):
         return self.to_waveform(zero_padding(self.tail_snake(x), mask)), mask
 
 
-class CodecModel(PreTrainedAudioTokenizerBase):
+class CodecModel(StrictPreTrainedMixin, PreTrainedAudioTokenizerBase):
     """Speech and audio to one stream of tokens, and back.
 
     A clip's tokens and its audio do not depend on the batch it is in: padding is masked wherever steps are mixed.
@@ -228,26 +230,6 @@ class CodecModel(PreTrainedAudioTokenizerBase):
         """Every layer's own initialisation; weights that come from a checkpoint are left alone."""
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()
-
-    @classmethod
-    def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
-        """As every Transformers model, but a checkpoint that lacks weights, or has weights this model has not, is an
-        error instead of a warning: `ValueError` with their names."""
-        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
-        for fault in ("missing_keys", "unexpected_keys"):
-            if info[fault]:
-                raise ValueError(
-                    f"the checkpoint does not fit its config.json, {fault.replace('_', ' ')}: "
-                    f"{', '.join(sorted(info[fault])[:8])}{', ...' if len(info[fault]) > 8 else ''}"
-                )
-        return (model, info) if output_loading_info else model
-
-    def save_pretrained(self, save_directory, *args, **kwargs):
-        """As every Transformers model, and with the code that loads the folder where fsqcodec is not installed
-        (`trust_remote_code=True`), as `AutoModel` and as `AutoModelForAudioTokenization`."""
-        auto_map = getattr(self.config, "auto_map", None) or {}
-        self.config.auto_map = {**auto_map, "AutoModelForAudioTokenization": "modeling_codec.CodecModel"}
-        super().save_pretrained(save_directory, *args, **kwargs)
 
     @can_return_tuple
     def encode(
@@ -310,9 +292,9 @@ class CodecModel(PreTrainedAudioTokenizerBase):
         if (audio_codes is None) == (latents is None):
             raise ValueError("decode takes either audio_codes or latents")
         if latents is None:
-            _check_tensor(audio_codes, "audio_codes", self.config.num_codebooks, "num_frames", is_float=False)
+            check_tensor(audio_codes, "audio_codes", self.config.num_codebooks, "num_frames", is_float=False)
         else:
-            _check_tensor(latents, "latents", self.config.latent_dim, "num_frames", is_float=True)
+            check_tensor(latents, "latents", self.config.latent_dim, "num_frames", is_float=True)
         batch_size, _, num_frames = (audio_codes if latents is None else latents).shape
         most_samples = num_frames * self.config.hop_length
         if num_samples is not None and not (isinstance(num_samples, int) and 0 < num_samples <= most_samples):
@@ -321,7 +303,7 @@ class CodecModel(PreTrainedAudioTokenizerBase):
             )
         mask = right_padding_mask(audio_codes_mask, (batch_size, num_frames), "audio_codes_mask", "frame")
         if latents is None:
-            features = self.quantizer.indices_to_features(self._checked_indices(audio_codes, mask))
+            features = self.quantizer.indices_to_features(checked_indices(audio_codes, mask, self.config.codebook_size))
         else:
             features = self.quantizer.latents_to_features(latents.transpose(1, 2))
         return CodecDecoderOutput(self._decode_features(features, mask, num_samples))
@@ -355,7 +337,7 @@ class CodecModel(PreTrainedAudioTokenizerBase):
         Each clip is followed by the silence that its family's encoder hears after it, as much of it as the last frames
         can hear; what lies further to the right is padding of the batch.
         """
-        _check_tensor(input_values, "input_values", 1, "num_samples", is_float=True)
+        check_tensor(input_values, "input_values", 1, "num_samples", is_float=True)
         config = self.config
         num_samples = input_values.shape[-1]
         num_frames = ceil_to_multiple(num_samples, config.hop_length) // config.hop_length
@@ -381,20 +363,6 @@ class CodecModel(PreTrainedAudioTokenizerBase):
         """The quantizer's output `(batch, num_frames, latent_dim)` to audio `(batch, 1, num_samples)`."""
         return self.decoder(features, frame_mask).transpose(1, 2)[..., :num_samples]
 
-    def _checked_indices(self, audio_codes: torch.Tensor, frame_mask: torch.Tensor | None) -> torch.Tensor:
-        """Indices `(batch, num_frames)`, 0 in padding."""
-        indices = audio_codes[:, 0].to(torch.int64)
-        if frame_mask is not None:
-            indices = zero_padding(indices, frame_mask[..., 0])
-        if not torch.compiler.is_compiling():
-            lowest, highest = torch.aminmax(indices)
-            if lowest < 0 or highest >= self.config.codebook_size:
-                raise ValueError(
-                    f"audio_codes range from {int(lowest)} to {int(highest)}: this codec's codes are 0 to "
-                    f"{self.config.codebook_size - 1}"
-                )
-        return indices
-
     def _code_outputs(self, indices: torch.Tensor, frame_mask: torch.Tensor | None) -> dict:
         """`audio_codes` and `audio_codes_mask` as the outputs hold them."""
         if frame_mask is None:
@@ -404,16 +372,6 @@ class CodecModel(PreTrainedAudioTokenizerBase):
 
     def _channels_first(self, latents: torch.Tensor, frame_mask: torch.Tensor | None) -> torch.Tensor:
         return zero_padding(latents, frame_mask).transpose(1, 2)
-
-
-def _check_tensor(value, name: str, num_channels: int, time_axis: str, is_float: bool):
-    """Raise `ValueError` unless `value` is a tensor `(batch, num_channels, ...)`, not empty, of floats or integers."""
-    if not isinstance(value, torch.Tensor):
-        raise ValueError(f"{name} is a {type(value).__name__}: a tensor is wanted")
-    if value.ndim != 3 or value.shape[1] != num_channels or value.numel() == 0:
-        raise ValueError(f"{name} has shape {tuple(value.shape)}: it must be (batch, {num_channels}, {time_axis})")
-    if value.is_floating_point() != is_float or value.dtype == torch.bool:
-        raise ValueError(f"{name} holds {value.dtype}: {'floats' if is_float else 'integers'} are wanted")
 
 
 CodecConfig.register_for_auto_class()
