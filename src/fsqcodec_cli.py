@@ -23,6 +23,8 @@ app = typer.Typer(
 class Origin(StrEnum):
     l3ac = "l3ac"
     sqcodec = "sqcodec"
+    neucodec = "neucodec"
+    distill_neucodec = "distill-neucodec"
 
 
 class Channels(StrEnum):
@@ -62,10 +64,13 @@ def info(
 @app.command()
 def convert(
     origin: Annotated[Origin, typer.Argument(help="Which family the checkpoint is of.")],
-    source: Annotated[str, typer.Argument(help="Folder with the original's .pt files, or a Hub id like zhai-lw/L3AC.")],
+    source: Annotated[str, typer.Argument(help="Folder with the original's files, or a Hub id like zhai-lw/L3AC.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="New folder for the converted model.")],
     preset: Annotated[str | None, typer.Option(help="Which published model it is, a name that `info` lists.")] = None,
-    config: Annotated[Path | None, typer.Option(help="Or its sizes, a config.json with CodecConfig's fields.")] = None,
+    config: Annotated[Path | None, typer.Option(help="Or its sizes, a config.json with the model's fields.")] = None,
+    semantic: Annotated[
+        str | None, typer.Option(help="NeuCodec: folder or Hub id of the semantic model, where SOURCE has none of it.")
+    ] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Compare with the original package, if installed.")] = False,
 ):
     """Convert an original checkpoint to a folder that AutoModel.from_pretrained loads.
@@ -73,12 +78,20 @@ def convert(
     Example: fsqcodec convert l3ac zhai-lw/L3AC --preset l3ac-1kbps --output codec-1kbps
     """
     with _errors_as_sentences():
-        if (preset is None) == (config is None):
+        is_neucodec = origin in (Origin.neucodec, Origin.distill_neucodec)
+        if not is_neucodec and (preset is None) == (config is None):
             raise ValueError("give either --preset NAME, one that `fsqcodec info` lists, or --config FILE")
         from fsqcodec import convert_checkpoint
 
-        own_config = _read_config(config) if config else None
-        folder = convert_checkpoint(origin.value, source, output, preset=preset, config=own_config, verify=verify)
+        folder = convert_checkpoint(
+            origin.value,
+            source,
+            output,
+            preset=preset,
+            config=_read_config(config, origin) if config else None,
+            semantic=semantic,
+            verify=verify,
+        )
         typer.echo(f"wrote {folder}{', verified: its README.md has the figures' if verify else ''}")
 
 
@@ -108,6 +121,9 @@ def decode(
     model: Model,
     output: OutputDir,
     audio_format: Annotated[AudioFormat, typer.Option("--format", help="Of the audio files.")] = AudioFormat.wav,
+    limit_peaks: Annotated[
+        bool, typer.Option("--limit-peaks", help="Scale audio that exceeds full scale; it is clipped otherwise.")
+    ] = False,
     overwrite: Overwrite = False,
     device: Device = None,
 ):
@@ -118,7 +134,21 @@ def decode(
     with _errors_as_sentences():
         from fsqcodec.files import decode_files
 
-        report = decode_files(files, model, output, audio_format=audio_format.value, overwrite=overwrite, device=device)
+        report = decode_files(
+            files,
+            model,
+            output,
+            audio_format=audio_format.value,
+            overwrite=overwrite,
+            limit_peaks=limit_peaks,
+            device=device,
+        )
+        if report.peaks:
+            loudest = max(report.peaks, key=report.peaks.get)
+            done = "were scaled to it" if limit_peaks else "are clipped (--limit-peaks scales them)"
+            typer.echo(
+                f"{len(report.peaks)} exceeded full scale and {done}, {loudest} most: peak {report.peaks[loudest]:.2f}"
+            )
         _print_report(report)
 
 
@@ -237,13 +267,17 @@ def push(
         typer.echo(f"would be sent to {repo_id}" if pushed.commit_url is None else pushed.commit_url)
 
 
-def _read_config(path: Path):
-    from fsqcodec import CodecConfig
+def _read_config(path: Path, origin: Origin):
+    from fsqcodec import CodecConfig, DistillNeuCodecConfig, FsqNeuCodecConfig
 
+    own_classes = {Origin.neucodec: FsqNeuCodecConfig, Origin.distill_neucodec: DistillNeuCodecConfig}
+    config_class = own_classes.get(origin, CodecConfig)
     try:
-        return CodecConfig(**_read_json(path))
+        return config_class(**_read_json(path))
     except TypeError as error:
-        raise ValueError(f"{path} is not a configuration, a JSON object of CodecConfig's fields: {error}") from error
+        raise ValueError(
+            f"{path} is not a configuration, a JSON object of {config_class.__name__}'s fields: {error}"
+        ) from error
 
 
 def _read_json(path: Path):

@@ -20,9 +20,12 @@ import numpy as np
 import torch
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
-from transformers import AutoFeatureExtractor, AutoModel, PreTrainedModel
+from transformers import AutoFeatureExtractor, AutoModel, NeuCodecConfig, PreTrainedConfig, PreTrainedModel
 
 from .checkpoints import bundled_checkpoint, list_checkpoints
+from .models.configuration_neucodec import FsqNeuCodecConfig
+from .models.feature_extraction_neucodec import FsqNeuCodecFeatureExtractor
+from .models.modeling_neucodec import FsqNeuCodecModel
 from .presets import PRESETS
 
 
@@ -96,7 +99,7 @@ def load_codec(name: str | os.PathLike, device: str | None = None) -> Codec:
     num_codebooks = int(option) if separator and option.isdigit() and not Path(name).is_dir() else None
     folder = name if num_codebooks is None else base
     model = load_model(folder, device)
-    extractor = AutoFeatureExtractor.from_pretrained(model_location(folder))
+    extractor = load_feature_extractor(folder, model)
     return TRANSFORMERS_CODECS.get(model.config.model_type, TransformersCodec)(name, model, extractor, num_codebooks)
 
 
@@ -115,7 +118,7 @@ def load_model(model: str | os.PathLike, device: str | None = None) -> PreTraine
         if Path(model).is_file() or str(model).count("/") > 1:
             raise FileNotFoundError(f"{model} is no model: a folder or a Hub id like org/name is wanted")
     try:
-        loaded = AutoModel.from_pretrained(model, dtype=torch.float32)
+        loaded = _model_class(model).from_pretrained(model, dtype=torch.float32)
     except SafetensorError as error:
         raise ValueError(f"the weights of {model} can't be read, truncated or damaged: {error}") from error
     except (OSError, HFValidationError) as error:
@@ -124,6 +127,23 @@ def load_model(model: str | os.PathLike, device: str | None = None) -> PreTraine
     if not (callable(getattr(loaded, "encode", None)) and callable(getattr(loaded, "decode", None))):
         raise ValueError(f"{model} is a {type(loaded).__name__}, which has no encode and decode: a codec is wanted")
     return loaded.to(device).eval()
+
+
+def load_feature_extractor(model: str | os.PathLike, loaded: PreTrainedModel):
+    """The feature extractor of a model that `load_model` has loaded from `model`."""
+    if (
+        loaded.config.model_type == FsqNeuCodecConfig.model_type
+    ):  # the one in Transformers' own folders wants torchaudio
+        return FsqNeuCodecFeatureExtractor(
+            sampling_rate=loaded.config.input_sampling_rate, hop_length=loaded.config.encoder_hop_length
+        )
+    return AutoFeatureExtractor.from_pretrained(model_location(model))
+
+
+def _model_class(model: str | os.PathLike) -> type:
+    """`AutoModel`, and for a folder of Transformers' NeuCodec our subclass: the same weights, exact in batches."""
+    config, _ = PreTrainedConfig.get_config_dict(model)
+    return FsqNeuCodecModel if config.get("model_type") == NeuCodecConfig.model_type else AutoModel
 
 
 def model_location(model: str | os.PathLike) -> str | os.PathLike:
@@ -174,7 +194,7 @@ class TransformersCodec(Codec):
 
     @property
     def _batches_are_exact(self) -> bool:
-        return self.model.config.model_type == "codec"
+        return hasattr(self.model.config, "token_parts")  # one of ours
 
     def _all_codebook_sizes(self) -> list[int]:
         config = self.model.config

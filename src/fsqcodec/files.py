@@ -14,11 +14,10 @@ from typing import Literal, TypeVar
 import numpy as np
 import torch
 from tqdm import tqdm
-from transformers import AutoFeatureExtractor
+from transformers import PreTrainedModel
 
 from .audio import AUDIO_SUFFIXES, audio_seconds, read_audio, write_audio
-from .codecs import load_model
-from .models.modeling_codec import CodecModel
+from .codecs import load_feature_extractor, load_model
 from .packing import Tokens, read_token_facts, read_tokens, token_digest, write_tokens
 
 TOKEN_SUFFIX = ".safetensors"
@@ -29,18 +28,20 @@ Item = TypeVar("Item")
 
 @dataclass
 class FilesReport:
-    """What became of the files: written outputs, outputs that existed and were kept, and failures with their reason."""
+    """What became of the files: written outputs, outputs that existed and were kept, failures with their reason, and
+    peaks above full scale."""
 
     written: list[Path] = field(default_factory=list)
     kept: list[Path] = field(default_factory=list)
     failed: dict[Path, str] = field(default_factory=dict)
+    peaks: dict[Path, float] = field(default_factory=dict)  # of decoded audio that exceeds full scale, which is 1
     seconds: float = 0.0  # of audio in the written files
 
 
-def load_fsq_codec(model: str | os.PathLike, device: str | None = None) -> CodecModel:
+def load_fsq_codec(model: str | os.PathLike, device: str | None = None) -> PreTrainedModel:
     """`codecs.load_model`, for the codecs whose tokens a token file can hold: raises `ValueError` for another one."""
     loaded = load_model(model, device)
-    if not isinstance(loaded, CodecModel):
+    if not hasattr(loaded.config, "token_parts"):
         raise ValueError(f"{model} is a {type(loaded).__name__}: a codec of fsqcodec is wanted")
     return loaded
 
@@ -71,8 +72,8 @@ def encode_files(
     outputs = _plan(inputs, Path(output_dir), AUDIO_SUFFIXES, TOKEN_SUFFIX)
     report = FilesReport()
     codec = load_fsq_codec(model, device)
-    extractor = AutoFeatureExtractor.from_pretrained(model)
-    digest, sampling_rate = token_digest(codec), codec.config.sampling_rate
+    extractor = load_feature_extractor(model, codec)
+    digest, sampling_rate = token_digest(codec), codec.config.input_sampling_rate
     durations = {}
     for source in _without_existing(outputs, overwrite, report):
         with _failures_reported([source], report):
@@ -99,11 +100,11 @@ def encode_files(
 
 
 @torch.inference_mode()
-def _encode_batch(codec: CodecModel, extractor, clips: dict[Path, np.ndarray]) -> dict[Path, torch.Tensor]:
+def _encode_batch(codec: PreTrainedModel, extractor, clips: dict[Path, np.ndarray]) -> dict[Path, torch.Tensor]:
     """Codes `(num_codebooks, num_frames)` of each clip `(num_samples,)`."""
     if not clips:
         return {}
-    sampling_rate = codec.config.sampling_rate
+    sampling_rate = codec.config.input_sampling_rate
     features = extractor(list(clips.values()), sampling_rate=sampling_rate, return_tensors="pt")
     encoded = codec.encode(**features.to(codec.device))
     num_frames = encoded.audio_codes_mask.sum(dim=-1).tolist()
@@ -117,12 +118,15 @@ def decode_files(
     *,
     audio_format: Literal["wav", "flac"] = "wav",
     overwrite: bool = False,
+    limit_peaks: bool = False,
     device: str | None = None,
 ) -> FilesReport:
-    """Decode token files, folders and globs of them to one audio file each, as long as what was encoded.
+    """Decode token files, folders and globs of them to one audio file each, as long as what was encoded (NeuCodec, which
+    drops what follows the last whole frame, up to 20 ms shorter).
 
-    Tokens of a codec with another `token_digest` are reported as failed. Arguments and errors are those of
-    `encode_files`.
+    Audio may exceed full scale, where the files' 16 bits clip it. Such files are reported, and with `limit_peaks` their
+    audio is scaled so that it does not. Tokens of a codec with another `token_digest` are reported as failed. The other
+    arguments and the errors are those of `encode_files`.
     """
     outputs = _plan(inputs, Path(output_dir), (TOKEN_SUFFIX,), f".{audio_format}")
     report = FilesReport()
@@ -137,12 +141,17 @@ def decode_files(
                     f"{digest}: its tokens mean something else, decode with the codec that made them"
                 )
             tokens = read_tokens(source, codec.config)
+            input_rate, output_rate = codec.config.input_sampling_rate, codec.config.output_sampling_rate
+            num_samples = tokens.num_samples * output_rate // input_rate
             with torch.inference_mode():
-                codes = tokens.codes[None].to(codec.device)
-                audio = codec.decode(codes, num_samples=tokens.num_samples).audio_values[0, 0]
-            write_audio(outputs[source], audio.cpu().numpy(), codec.config.sampling_rate)
+                audio = codec.decode(audio_codes=tokens.codes[None].to(codec.device)).audio_values[0, 0, :num_samples]
+            audio = audio.cpu().numpy()
+            peak = float(np.abs(audio).max())
+            write_audio(outputs[source], audio / max(peak, 1.0) if limit_peaks else audio, output_rate)
+            if peak > 1:
+                report.peaks[outputs[source]] = peak
             report.written.append(outputs[source])
-            report.seconds += tokens.num_samples / codec.config.sampling_rate
+            report.seconds += tokens.num_samples / input_rate
     return report
 
 

@@ -79,8 +79,8 @@ def unpack(data: bytes, config, num_frames: int | None = None) -> torch.Tensor:
 
 
 def token_digest(model) -> str:
-    """What the model's tokens mean, in 16 hexadecimal digits: SHA-256 of the weights of the config's
-    `token_parts` (the encoder's and quantizer's) and of its `token_fields`. A codec with another decoder has the same digest."""
+    """What the model's tokens mean, in 16 hexadecimal digits: SHA-256 of the weights of the config's `token_parts`
+    (encoder and quantizer) and of its `token_fields`. A codec with another decoder has the same digest."""
     digest = hashlib.sha256()
     digest.update(json.dumps({name: getattr(model.config, name) for name in model.config.token_fields}).encode())
     for part in model.config.token_parts:

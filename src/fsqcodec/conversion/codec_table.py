@@ -76,9 +76,7 @@ def encoder_table(config, ours: str, theirs: str) -> Iterator[tuple]:
     if config.transformer_downsampling_ratio > 1:
         yield _linear, f"{transformer}.downsample", f"{theirs}en_encoder.down_trans.down_layer"
     num_fine_layers, num_frame_layers = config.encoder_transformer_depths
-    yield from _transformer_table(
-        num_fine_layers, f"{transformer}.fine_layers", f"{theirs}en_encoder.down_trans.trans"
-    )
+    yield from _transformer_table(num_fine_layers, f"{transformer}.fine_layers", f"{theirs}en_encoder.down_trans.trans")
     yield from _transformer_table(num_frame_layers, f"{transformer}.frame_layers", f"{theirs}en_encoder.local_trans")
 
 

@@ -5,17 +5,22 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import hf_hub_download
+from transformers import AutoModel, NeuCodecConfig
 
 from ..atomic import atomic_folder
-from ..hub.cards import CARD_NAME, converted_model_card
+from ..hub.cards import CARD_NAME, converted_model_card, converted_neucodec_card
 from ..models.configuration_codec import CodecConfig
 from ..models.feature_extraction_codec import CodecFeatureExtractor
+from ..models.feature_extraction_distill_neucodec import DistillNeuCodecFeatureExtractor
+from ..models.feature_extraction_neucodec import FsqNeuCodecFeatureExtractor
 from ..models.modeling_codec import CodecModel
 from .codec_table import FILE_STEMS, convert_codec
-from .original_weights import OriginalWeights
+from .neucodec_table import NEUCODEC_MODELS, SEMANTIC_SOURCES, convert_neucodec
+from .original_weights import CheckpointError, OriginalWeights
 from .originals import ORIGINS
 from .verification import verify_conversion
 
+NEUCODEC_FILE = "pytorch_model.bin"
 HUB_VERSIONS = {"l3ac": "v1", "sqcodec": "v0"}  # of the published weights
 ORIGINALS_DESIGN = {"encoder_stem": "trend", "decoder_head": "upsampling", "enhance_normalization": "clip"}
 
@@ -26,36 +31,68 @@ def convert_checkpoint(
     output_dir: str | os.PathLike,
     *,
     preset: str | None = None,
-    config: CodecConfig | None = None,
+    config: CodecConfig | NeuCodecConfig | None = None,
+    semantic: str | os.PathLike | None = None,
     verify: bool = False,
 ) -> Path:
     """Convert an original checkpoint to a Transformers folder: config.json, preprocessor_config.json,
     model.safetensors, README.md and the code for `trust_remote_code=True`.
 
     Args:
-        origin: `"l3ac"` or `"sqcodec"`.
-        source: a local folder with the five files encoder.pt, decoder.pt, quantizer.pt, en_encoder.pt and
-            en_decoder.pt, or the id of a Hub repository ("zhai-lw/L3AC", "zhai-lw/SQCodec") from which the preset's
-            files are downloaded.
+        origin: `"l3ac"`, `"sqcodec"`, `"neucodec"` or `"distill-neucodec"`.
+        source: for L3AC and SQCodec a local folder with the five files encoder.pt, decoder.pt, quantizer.pt,
+            en_encoder.pt and en_decoder.pt, for NeuCodec one with pytorch_model.bin; or the id of a Hub repository
+            ("zhai-lw/L3AC", "zhai-lw/SQCodec", "neuphonic/neucodec", "neuphonic/distill-neucodec") from which they are
+            downloaded.
         output_dir: a folder that does not exist yet, or is empty. It appears when everything has succeeded.
-        preset: a name of `fsqcodec.list_presets(origin)`.
-        config: instead of a preset, the sizes of a checkpoint that no preset describes.
+        preset: a name of `fsqcodec.list_presets(origin)`; NeuCodec has none.
+        config: instead of a preset, the sizes of a checkpoint that no preset describes. NeuCodec's are the published
+            ones if it is not given.
+        semantic: for NeuCodec, folder or Hub id of the semantic model, for a checkpoint without its weights; the one
+            that the published model was trained with if not given.
         verify: run the original package (`pip install fsqcodec[originals]`) on the same weights and compare tokens
-            and audio.
+            and audio; not for NeuCodec.
 
     Returns:
         The output folder.
 
     Raises:
         ValueError: an unknown origin or preset, a preset of another family, both or none of preset and config, a config
-            that no original can have.
+            that no original can have, an argument that is not for this origin.
         CheckpointError: (a ValueError) missing, unexpected, misshapen or non-finite tensors, a damaged or foreign file.
         FileNotFoundError: a source that is neither a folder nor a repository id.
         FileExistsError: an output folder with something in it.
+        OSError: a semantic model that is not there.
         VerificationError: `verify` found a difference; nothing is written.
     """
-    if origin not in ORIGINS:
-        raise ValueError(f"there is no origin {origin!r}; the origins are: {', '.join(ORIGINS)}")
+    if origin not in (*ORIGINS, *NEUCODEC_MODELS):
+        raise ValueError(f"there is no origin {origin!r}; the origins are: {', '.join((*ORIGINS, *NEUCODEC_MODELS))}")
+    output_dir = Path(output_dir)
+    if origin in NEUCODEC_MODELS:
+        if preset is not None or verify:
+            raise ValueError(f"{origin} takes neither preset nor verify: it has one size, and its package can't be run")
+        _check_new(output_dir)
+        converted = _neucodec_model(origin, source, config, semantic)
+    else:
+        if semantic is not None:
+            raise ValueError(f"semantic is {os.fspath(semantic)!r}: {origin} has no semantic model")
+        config = _checked_config(origin, preset, config)
+        _check_new(output_dir)
+        converted = _codec_model(origin, source, preset, config, verify)
+    model, feature_extractor, card = converted
+    with atomic_folder(output_dir) as unfinished:
+        model.save_pretrained(unfinished)
+        feature_extractor.save_pretrained(unfinished)
+        (unfinished / CARD_NAME).write_text(card, encoding="utf-8")
+    return output_dir
+
+
+def _check_new(output_dir: Path):
+    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+        raise FileExistsError(f"{output_dir} exists and is not empty: convert into a new folder")
+
+
+def _checked_config(origin: str, preset: str | None, config: CodecConfig | None) -> CodecConfig:
     if (preset is None) == (config is None):
         raise ValueError("convert_checkpoint takes either preset or config")
     if preset is not None:
@@ -65,10 +102,11 @@ def convert_checkpoint(
     for name, value in ORIGINALS_DESIGN.items():
         if getattr(config, name) != value:
             raise ValueError(f"{name} is {getattr(config, name)!r}: checkpoints of {origin!r} have {value!r}")
-    output_dir = Path(output_dir)
-    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
-        raise FileExistsError(f"{output_dir} exists and is not empty: convert into a new folder")
+    return config
 
+
+def _codec_model(origin: str, source, preset: str | None, config: CodecConfig, verify: bool) -> tuple:
+    """The model of an L3AC or SQCodec checkpoint, its feature extractor and its card."""
     checkpoint_dir = _local_files(origin, source, preset)
     weights = OriginalWeights.read(checkpoint_dir, FILE_STEMS)
     with torch.device("meta"):
@@ -76,26 +114,80 @@ def convert_checkpoint(
     model.load_state_dict(convert_codec(weights, config), strict=True, assign=True)
     model.eval()
     agreement = verify_conversion(origin, checkpoint_dir, model) if verify else None
+    card = converted_model_card(origin, preset, config, "not run" if agreement is None else str(agreement))
+    return model, CodecFeatureExtractor(sampling_rate=config.sampling_rate), card
 
-    with atomic_folder(output_dir) as unfinished:
-        model.save_pretrained(unfinished)
-        CodecFeatureExtractor(sampling_rate=config.sampling_rate).save_pretrained(unfinished)
-        card = converted_model_card(
-            origin, preset, config, verification="not run" if agreement is None else str(agreement)
-        )
-        (unfinished / CARD_NAME).write_text(card, encoding="utf-8")
-    return output_dir
+
+def _neucodec_model(origin: str, source, config, semantic: str | os.PathLike | None) -> tuple:
+    """The model of a NeuCodec or distill-NeuCodec checkpoint, its feature extractor and its card."""
+    model_class = NEUCODEC_MODELS[origin]
+    published = config is None
+    config = model_class.config_class() if published else config
+    if not isinstance(config, model_class.config_class):
+        raise ValueError(f"config is a {type(config).__name__}: {origin} has a {model_class.config_class.__name__}")
+    weights = OriginalWeights.read_file(_neucodec_file(source))
+    semantic_weights = None
+    if not any(key.startswith("semantic_model.") for key in weights.tensors):
+        semantic_weights = _semantic_weights(semantic or SEMANTIC_SOURCES[origin], config.semantic_model_config)
+    elif semantic is not None:
+        raise ValueError(f"semantic is {os.fspath(semantic)!r}: leave it out, the checkpoint has these weights")
+    tensors, ignored = convert_neucodec(origin, weights, config, semantic_weights)
+    with torch.device("meta"):
+        model = model_class(config)
+    model.load_state_dict(tensors, strict=True, assign=True)
+    feature_extractor = (
+        FsqNeuCodecFeatureExtractor(hop_length=config.encoder_hop_length)
+        if origin == "neucodec"
+        else DistillNeuCodecFeatureExtractor()
+    )
+    return model, feature_extractor, converted_neucodec_card(origin, config, published, ignored)
+
+
+def _neucodec_file(source: str | os.PathLike) -> Path:
+    path = Path(source)
+    if path.is_file():
+        return path
+    if path.is_dir():
+        if not (path / NEUCODEC_FILE).is_file():
+            raise CheckpointError(f"{path} has no {NEUCODEC_FILE}, which an original checkpoint is")
+        return path / NEUCODEC_FILE
+    _check_repository(source, "neuphonic/neucodec")
+    return Path(hf_hub_download(str(source), NEUCODEC_FILE))
+
+
+def _semantic_weights(source: str | os.PathLike, config) -> dict[str, torch.Tensor]:
+    """The state dict of the semantic model in its own folder or repository, as many of its layers as `config` has."""
+    with torch.device("meta"):
+        model_class = type(AutoModel.from_config(config))
+    try:
+        model, info = model_class.from_pretrained(source, config=config, dtype=torch.float32, output_loading_info=True)
+    except OSError as error:
+        reason = str(error).splitlines()[0]
+        raise OSError(
+            f"the checkpoint has no semantic model, and {os.fspath(source)!r} can't be loaded as one: {reason}; "
+            "name its folder as semantic"
+        ) from error
+    except RuntimeError as error:
+        raise CheckpointError(f"the semantic model {os.fspath(source)!r} has other sizes than the config") from error
+    missing = sorted(set(info["missing_keys"]) - {"masked_spec_embed"})
+    if missing:
+        raise CheckpointError(f"the semantic model {os.fspath(source)!r} lacks weights: {', '.join(missing[:8])}")
+    return model.state_dict()
 
 
 def _local_files(origin: str, source: str | os.PathLike, preset: str | None) -> Path:
     """The folder with the checkpoint's files, downloaded first where `source` is a Hub repository."""
     if Path(source).is_dir():
         return Path(source)
-    if str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
-        raise FileNotFoundError(f"{source} is neither a folder nor a Hub repository id like 'zhai-lw/L3AC'")
+    _check_repository(source, "zhai-lw/L3AC")
     if preset is None:
         raise ValueError(f"{source} is a Hub repository: name the preset whose weights to take from it")
     name = preset.removeprefix(f"{origin}-").replace("-", "_")
     folder = f"weights/{name}.{HUB_VERSIONS[origin]}"
     files = [hf_hub_download(str(source), f"{folder}/{stem}.pt") for stem in FILE_STEMS]
     return Path(files[0]).parent
+
+
+def _check_repository(source: str | os.PathLike, example: str):
+    if str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
+        raise FileNotFoundError(f"{source} is neither a folder nor a Hub repository id like {example!r}")

@@ -75,7 +75,9 @@ def convert_neucodec(
     _split_attention(weights, config)
     _spell_position_convolution(weights)
     if origin == "distill-neucodec":
-        for convert, ours, theirs in encoder_table(config.acoustic_encoder_config, "acoustic_encoder", "codec_encoder."):
+        for convert, ours, theirs in encoder_table(
+            config.acoustic_encoder_config, "acoustic_encoder", "codec_encoder."
+        ):
             converted |= convert(weights, shapes, ours, theirs)
         weights.tensors.pop("codec_encoder.en_encoder.cache_token", None)  # of length zero
     for name, shape in shapes.items():

@@ -62,7 +62,9 @@ class FsqNeuCodecFeatureExtractor(CodecFeatureExtractor):
         features = [self._log_mel(clip[:length]) for clip, length in zip(values, num_samples)]
         num_frames = values.shape[1] // self.hop_length
         batch["input_features"] = np.stack([np.pad(clip, ((0, num_frames - len(clip)), (0, 0))) for clip in features])
-        batch["input_features_mask"] = np.stack([np.arange(num_frames) < len(clip) for clip in features]).astype(np.int32)
+        batch["input_features_mask"] = np.stack([np.arange(num_frames) < len(clip) for clip in features]).astype(
+            np.int32
+        )
         return batch.convert_to_tensors(return_tensors) if return_tensors is not None else batch
 
     def _log_mel(self, clip: np.ndarray) -> np.ndarray:

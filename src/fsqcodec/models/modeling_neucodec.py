@@ -14,8 +14,8 @@ from .pretrained import StrictPreTrainedMixin
 class FsqNeuCodecModel(StrictPreTrainedMixin, NeuCodecDecodingMixin, NeuCodecModel):
     """NeuCodec (https://huggingface.co/neuphonic/neucodec): speech at 16 kHz to 50 tokens a second, and back at 24 kHz.
 
-    Architecture and weights are those of Transformers' `NeuCodecModel`. Here a clip's tokens and its audio do not depend
-    on the batch it is padded into, `audio_codes_mask` is right, and codes are int64.
+    Architecture and weights are those of Transformers' `NeuCodecModel`. Here a clip's tokens and its audio do not
+    depend on the batch it is padded into, `audio_codes_mask` is right, and codes are int64.
     """
 
     config: FsqNeuCodecConfig

@@ -1,9 +1,9 @@
 """What NeuCodec and distill-NeuCodec share: Transformers' modules, run so that padding does not reach a clip.
 
-`mask` is bool `(batch, num_frames, 1)`, True where a frame belongs to a clip, or `None` where every one does. The modules
-hold the weights and stay as Transformers has them; only the order of their steps is written here, with padding zeroed
-before every layer that mixes frames and left out of every statistic. Where Transformers does this itself, calling the
-module is enough; tests/test_neucodec.py tells when.
+`mask` is bool `(batch, num_frames, 1)`, True where a frame belongs to a clip, or `None` where every one does. The
+modules hold the weights and stay as Transformers has them; only the order of their steps is written here, with padding
+zeroed before every layer that mixes frames and left out of every statistic. Where Transformers does this itself,
+calling the module is enough; tests/test_neucodec.py tells when.
 """
 
 from dataclasses import dataclass
@@ -129,7 +129,7 @@ class NeuCodecDecodingMixin:
 
 
 def adapt_semantics(adapter: nn.Module, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """The semantic adapter, four convolutions: `(batch, num_frames, in_channels)` to `(batch, num_frames, channels)`."""
+    """The semantic adapter, four convolutions: `(batch, num_frames, channels)` to as many frames."""
     row_mask = _rows(mask)
     x = adapter.conv1(zero_padding(x.transpose(1, 2), row_mask))
     residual = x = F.relu(x)
@@ -139,8 +139,8 @@ def adapt_semantics(adapter: nn.Module, x: torch.Tensor, mask: torch.Tensor | No
 
 
 def masked_group_norm(norm: nn.GroupNorm, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """Group norm of `(batch, channels, num_steps)` whose statistics, in float32, are those of a clip's own steps. `mask`
-    is `(batch, 1, num_steps)`."""
+    """Group norm of `(batch, channels, num_steps)` whose statistics, in float32, are those of a clip's own steps.
+    `mask` is `(batch, 1, num_steps)`."""
     if mask is None:
         return norm(x)
     groups = at_least_float32(x).unflatten(1, (norm.num_groups, -1))

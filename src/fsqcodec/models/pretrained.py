@@ -1,4 +1,4 @@
-"""What every model here adds to loading and saving: a checkpoint that does not fit is an error, and folders carry code."""
+"""What every model here adds to loading and saving: a checkpoint that does not fit is an error, folders carry code."""
 
 from transformers import PreTrainedModel
 
