@@ -121,8 +121,8 @@ def decode_files(
     limit_peaks: bool = False,
     device: str | None = None,
 ) -> FilesReport:
-    """Decode token files, folders and globs of them to one audio file each, as long as what was encoded (NeuCodec, which
-    drops what follows the last whole frame, up to 20 ms shorter).
+    """Decode token files, folders and globs of them to one audio file each, as long as what was encoded; from NeuCodec,
+    which drops what follows the last whole frame, up to 20 ms shorter.
 
     Audio may exceed full scale, where the files' 16 bits clip it. Such files are reported, and with `limit_peaks` their
     audio is scaled so that it does not. Tokens of a codec with another `token_digest` are reported as failed. The other
