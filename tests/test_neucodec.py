@@ -124,8 +124,9 @@ def test_a_saved_model_loads_with_everything(models, origin, tmp_path):
 @torch.no_grad()
 def test_a_folder_of_transformers_own_model_type_is_as_exact(models, tmp_path):
     ours = models["neucodec"]
-    config = {key: value for key, value in CONFIGS["neucodec"].to_dict().items() if key not in ("model_type", "auto_map")}
-    own = NeuCodecModel(NeuCodecModel.config_class(**config)).eval()
+    config = CONFIGS["neucodec"].to_dict() | {"model_type": "neucodec"}
+    config.pop("auto_map", None)
+    own = NeuCodecModel(NeuCodecModel.config_class.from_dict(config)).eval()
     own.load_state_dict(ours.state_dict())
     own.save_pretrained(tmp_path)
     assert type(AutoModel.from_pretrained(tmp_path)) is NeuCodecModel
