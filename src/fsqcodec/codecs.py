@@ -131,9 +131,8 @@ def load_model(model: str | os.PathLike, device: str | None = None) -> PreTraine
 
 def load_feature_extractor(model: str | os.PathLike, loaded: PreTrainedModel):
     """The feature extractor of a model that `load_model` has loaded from `model`."""
-    if (
-        loaded.config.model_type == FsqNeuCodecConfig.model_type
-    ):  # the one in Transformers' own folders wants torchaudio
+    if loaded.config.model_type == FsqNeuCodecConfig.model_type:
+        # the one in folders of Transformers' own model_type wants torchaudio
         return FsqNeuCodecFeatureExtractor(
             sampling_rate=loaded.config.input_sampling_rate, hop_length=loaded.config.encoder_hop_length
         )

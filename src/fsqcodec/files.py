@@ -146,6 +146,11 @@ def decode_files(
             with torch.inference_mode():
                 audio = codec.decode(audio_codes=tokens.codes[None].to(codec.device)).audio_values[0, 0, :num_samples]
             audio = audio.cpu().numpy()
+            if num_samples - len(audio) >= codec.config.hop_length:
+                raise ValueError(
+                    f"{source} is damaged: its {tokens.codes.shape[-1]} frames hold {len(audio)} samples, not "
+                    f"{num_samples}"
+                )
             peak = float(np.abs(audio).max())
             write_audio(outputs[source], audio / max(peak, 1.0) if limit_peaks else audio, output_rate)
             if peak > 1:
