@@ -23,7 +23,6 @@ from safetensors import SafetensorError
 from transformers import AutoFeatureExtractor, AutoModel, NeuCodecConfig, PreTrainedConfig, PreTrainedModel
 
 from .checkpoints import bundled_checkpoint, list_checkpoints
-from .models.configuration_neucodec import FsqNeuCodecConfig
 from .models.feature_extraction_neucodec import FsqNeuCodecFeatureExtractor
 from .models.modeling_neucodec import FsqNeuCodecModel
 from .presets import PRESETS
@@ -131,7 +130,7 @@ def load_model(model: str | os.PathLike, device: str | None = None) -> PreTraine
 
 def load_feature_extractor(model: str | os.PathLike, loaded: PreTrainedModel):
     """The feature extractor of a model that `load_model` has loaded from `model`."""
-    if loaded.config.model_type == FsqNeuCodecConfig.model_type:
+    if isinstance(loaded, FsqNeuCodecModel):
         # the one in folders of Transformers' own model_type wants torchaudio
         return FsqNeuCodecFeatureExtractor(
             sampling_rate=loaded.config.input_sampling_rate, hop_length=loaded.config.encoder_hop_length

@@ -140,12 +140,12 @@ def adapt_semantics(adapter: nn.Module, x: torch.Tensor, mask: torch.Tensor | No
 
 def masked_group_norm(norm: nn.GroupNorm, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     """Group norm of `(batch, channels, num_steps)` whose statistics, in float32, are those of a clip's own steps.
-    `mask` is `(batch, 1, num_steps)`."""
-    if mask is None:
-        return norm(x)
+    `mask` is `(batch, 1, num_steps)`. One computation with and without a mask: torch's own rounds differently, which a
+    variance close to zero, as of a single frame, would magnify."""
     groups = at_least_float32(x).unflatten(1, (norm.num_groups, -1))
-    mask = mask.unsqueeze(1)
-    count = mask.sum(dim=-1, keepdim=True) * groups.shape[2]
+    mask = None if mask is None else mask.unsqueeze(1)
+    num_steps = groups.shape[3] if mask is None else mask.sum(dim=-1, keepdim=True)
+    count = num_steps * groups.shape[2]
     mean = zero_padding(groups, mask).sum(dim=(2, 3), keepdim=True) / count
     variance = zero_padding(groups - mean, mask).square().sum(dim=(2, 3), keepdim=True) / count
     normalized = ((groups - mean) * torch.rsqrt(variance + norm.eps)).flatten(1, 2).to(x.dtype)
