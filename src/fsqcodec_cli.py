@@ -1,13 +1,15 @@
 """The command line, arguments only. It lies beside the package so that `fsqcodec --help` does not import torch."""
 
 import json
+import os
 import shlex
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, BinaryIO
 
 import typer
 
@@ -23,6 +25,7 @@ app = typer.Typer(
 class Origin(StrEnum):
     l3ac = "l3ac"
     sqcodec = "sqcodec"
+    lycodec = "lycodec"
     neucodec = "neucodec"
     distill_neucodec = "distill-neucodec"
 
@@ -30,6 +33,11 @@ class Origin(StrEnum):
 class Channels(StrEnum):
     mix = "mix"
     refuse = "refuse"
+
+
+class Engine(StrEnum):
+    process = "process"
+    ray = "ray"
 
 
 class AudioFormat(StrEnum):
@@ -64,33 +72,42 @@ def info(
 @app.command()
 def convert(
     origin: Annotated[Origin, typer.Argument(help="Which family the checkpoint is of.")],
-    source: Annotated[str, typer.Argument(help="Folder with the original's files, or a Hub id like zhai-lw/L3AC.")],
+    source: Annotated[
+        str, typer.Argument(help="Folder of the original, or Hub id like zhai-lw/L3AC; Lycodec: a file.")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="New folder for the converted model.")],
     preset: Annotated[str | None, typer.Option(help="Which published model it is, a name that `info` lists.")] = None,
-    config: Annotated[Path | None, typer.Option(help="Or its sizes, a config.json with the model's fields.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Or its sizes, a config.json with the fields that differ.")
+    ] = None,
     semantic: Annotated[
         str | None, typer.Option(help="NeuCodec: folder or Hub id of the semantic model, where SOURCE has none of it.")
     ] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Compare with the original package, if installed.")] = False,
+    ema: Annotated[
+        bool, typer.Option("--ema", help="Lycodec: the averaged parameters, where the file has both.")
+    ] = False,
 ):
     """Convert an original checkpoint to a folder that AutoModel.from_pretrained loads.
 
     Example: fsqcodec convert l3ac zhai-lw/L3AC --preset l3ac-1kbps --output codec-1kbps
     """
     with _errors_as_sentences():
-        is_neucodec = origin in (Origin.neucodec, Origin.distill_neucodec)
-        if not is_neucodec and (preset is None) == (config is None):
+        needs_sizes = origin in (Origin.l3ac, Origin.sqcodec)
+        if (preset is None) == (config is None) and (needs_sizes or preset is not None):
             raise ValueError("give either --preset NAME, one that `fsqcodec info` lists, or --config FILE")
         from fsqcodec import convert_checkpoint
 
+        own_config = _read_config(config, origin) if config else None
         folder = convert_checkpoint(
             origin.value,
             source,
             output,
             preset=preset,
-            config=_read_config(config, origin) if config else None,
+            config=own_config,
             semantic=semantic,
             verify=verify,
+            ema=ema,
         )
         typer.echo(f"wrote {folder}{', verified: its README.md has the figures' if verify else ''}")
 
@@ -100,7 +117,9 @@ def encode(
     files: Annotated[list[str], typer.Argument(help="Audio files, folders, or globs in quotes.")],
     model: Model,
     output: OutputDir,
-    channels: Annotated[Channels, typer.Option(help="Stereo: take the channels' mean, or refuse.")] = Channels.refuse,
+    channels: Annotated[
+        Channels, typer.Option(help="More channels than the codec has: their mean, or refuse.")
+    ] = Channels.refuse,
     overwrite: Overwrite = False,
     device: Device = None,
 ):
@@ -152,6 +171,102 @@ def decode(
         _print_report(report)
 
 
+stream_app = typer.Typer(
+    help="Encode and decode while audio comes in, in a pipe.", no_args_is_help=True, rich_markup_mode=None
+)
+app.add_typer(stream_app, name="stream")
+
+
+@stream_app.command("encode")
+def stream_encode(
+    model: Model,
+    microphone: Annotated[bool, typer.Option("--microphone", help="Listen instead of reading; Ctrl-C ends.")] = False,
+    device: Device = None,
+):
+    """16-bit samples, mono at the codec's rate, on the standard input to a stream of tokens on the output.
+
+    Example: ffmpeg -i talk.mp3 -f s16le -ac 1 -ar 16000 - | fsqcodec stream encode -m codec-1kbps > talk.tokens
+    """
+    with _errors_as_sentences(), _pipe(reads=not microphone) as (samples, tokens):
+        from fsqcodec.files import load_fsq_codec
+        from fsqcodec.pipe import Microphone, encode_pipe
+
+        codec = load_fsq_codec(model, device)
+        encode_pipe(Microphone(codec.config.sampling_rate) if microphone else samples, tokens, codec)
+
+
+@stream_app.command("decode")
+def stream_decode(model: Model, device: Device = None):
+    """A stream of tokens on the standard input to 16-bit samples on the output.
+
+    Example: fsqcodec stream decode -m codec-1kbps < talk.tokens | aplay -f S16_LE -r 16000
+    """
+    with _errors_as_sentences(), _pipe() as (tokens, samples), _warnings_as_notes():
+        from fsqcodec.files import load_fsq_codec
+        from fsqcodec.pipe import decode_pipe
+
+        decode_pipe(tokens, samples, load_fsq_codec(model, device))
+
+
+@stream_app.command("roundtrip")
+def stream_roundtrip(
+    model: Model,
+    microphone: Annotated[bool, typer.Option("--microphone", help="Listen instead of reading; Ctrl-C ends.")] = False,
+    device: Device = None,
+):
+    """16-bit samples on the standard input to tokens and back to samples on the output.
+
+    Example: fsqcodec stream roundtrip --microphone -m codec-1kbps | aplay -f S16_LE -r 16000
+    """
+    with _errors_as_sentences(), _pipe(reads=not microphone) as (samples, decoded), _warnings_as_notes():
+        from fsqcodec.files import load_fsq_codec
+        from fsqcodec.pipe import Microphone, roundtrip_pipe
+
+        codec = load_fsq_codec(model, device)
+        roundtrip_pipe(Microphone(codec.config.sampling_rate) if microphone else samples, decoded, codec)
+
+
+@app.command()
+def tokenize(
+    source: Annotated[str, typer.Argument(help="Folder, glob, manifest, parquet, WebDataset tars, or org/name:split.")],
+    model: Model,
+    output: OutputDir,
+    channels: Annotated[Channels, typer.Option(help="Stereo: take the channels' mean, or refuse.")] = Channels.refuse,
+    shard_size: Annotated[int, typer.Option(help="Rows of a shard; a tar or streamed file is one shard.")] = 1000,
+    batch_size: Annotated[int, typer.Option(help="Clips encoded at once; no matter for the tokens.")] = 16,
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first clip that fails.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Count clips, hours and bytes, and write nothing.")
+    ] = False,
+    engine: Annotated[Engine, typer.Option(help="This process, or a cluster.")] = Engine.process,
+    address: Annotated[str | None, typer.Option(help="Of the Ray cluster; a local one is started otherwise.")] = None,
+    device: Device = None,
+):
+    """Tokenize a data set to parquet, or go on with a run that was interrupted.
+
+    Under `accelerate launch -m fsqcodec tokenize ...` the processes share the work.
+
+    Example: fsqcodec tokenize recordings/ --model codec-1kbps --output tokens
+    """
+    with _errors_as_sentences():
+        from fsqcodec.tokenization.estimate import estimate
+        from fsqcodec.tokenization.run import Settings
+        from fsqcodec.tokenization.run import tokenize as tokenize_source
+
+        settings = Settings(source, model, channels.value, shard_size, batch_size, fail_fast)
+        if dry_run:
+            for name, value in estimate(settings).items():
+                typer.echo(f"{name.replace('_', ' '):<28}{value:,}")
+            return
+        result = tokenize_source(settings, output, engine=engine.value, address=address, device=device)
+        typer.echo(f"{result.num_rows} clips, {result.seconds / 3600:.3f} h of audio, {result.num_bytes:,} bytes")
+        if result.num_missing_shards:
+            missing = f"{result.num_missing_shards} of {result.num_shards} shards are missing"
+            typer.echo(f"{missing}: other processes write them, or run it again")
+        elif result.num_errors:
+            typer.echo(f"{result.num_errors} clips failed: {output / 'errors.parquet'} says why", err=True)
+
+
 @app.command()
 def evaluate(
     audio: Annotated[list[str], typer.Argument(help="Files, folders, globs, manifests, or data sets like name:split.")],
@@ -159,7 +274,9 @@ def evaluate(
     output: OutputDir,
     metric: Annotated[list[str] | None, typer.Option(help="Instead of the usual ones; can be repeated.")] = None,
     recognizer: Annotated[str | None, typer.Option(help="Speech recognition model, for WER and CER.")] = None,
-    channels: Annotated[Channels, typer.Option(help="Stereo: take the channels' mean, or refuse.")] = Channels.refuse,
+    channels: Annotated[
+        Channels, typer.Option(help="More channels than the codec has: their mean, or refuse.")
+    ] = Channels.refuse,
     device: Device = None,
 ):
     """Compare codecs on clips: clips.parquet, summary.json, report.md and report.html, which plays.
@@ -223,6 +340,23 @@ def train(
 
 
 @app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="Folder or Hub id of a codec.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="New folder for the ONNX files.")],
+):
+    """Export a codec to ONNX: encoder.onnx and decoder.onnx, weights inside, and codec.json with its rates.
+
+    Example: fsqcodec export codec-1kbps --output codec-1kbps-onnx
+    """
+    with _errors_as_sentences():
+        from fsqcodec.export import export_onnx
+        from fsqcodec.files import load_fsq_codec
+
+        for path in sorted(export_onnx(load_fsq_codec(model, device="cpu"), output).iterdir()):
+            typer.echo(f"{path.stat().st_size:>14,}  {path}")
+
+
+@app.command()
 def card(
     target: Annotated[str, typer.Argument(help="A model's folder, a preset, or a family like l3ac.")],
     evaluation: Annotated[Path | None, typer.Option(help="summary.json of `evaluate`, for figures.")] = None,
@@ -268,10 +402,13 @@ def push(
 
 
 def _read_config(path: Path, origin: Origin):
-    from fsqcodec import CodecConfig, DistillNeuCodecConfig, FsqNeuCodecConfig
+    from fsqcodec import CodecConfig, DistillNeuCodecConfig, FsqNeuCodecConfig, LycodecConfig
 
-    own_classes = {Origin.neucodec: FsqNeuCodecConfig, Origin.distill_neucodec: DistillNeuCodecConfig}
-    config_class = own_classes.get(origin, CodecConfig)
+    config_class = {
+        Origin.lycodec: LycodecConfig,
+        Origin.neucodec: FsqNeuCodecConfig,
+        Origin.distill_neucodec: DistillNeuCodecConfig,
+    }.get(origin, CodecConfig)
     try:
         return config_class(**_read_json(path))
     except TypeError as error:
@@ -299,6 +436,30 @@ def _errors_as_sentences() -> Iterator[None]:
         strict_cause = error.__cause__ if type(error).__name__.startswith("StrictDataclass") else None
         typer.echo(f"error: {strict_cause or error}", err=True)
         sys.exit(1)
+
+
+@contextmanager
+def _pipe(reads: bool = True) -> Iterator[tuple[BinaryIO, BinaryIO]]:
+    """The standard input and output as files of bytes, neither of them a terminal."""
+    if reads and sys.stdin.isatty():
+        raise ValueError("nothing is piped in: see the example of --help")
+    if sys.stdout.isatty():
+        raise ValueError("the output is bytes and no text: pipe it into a program, or send it to a file with >")
+    try:
+        yield sys.stdin.buffer, sys.stdout.buffer
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is buffered can't be written at exit
+        raise
+
+
+@contextmanager
+def _warnings_as_notes() -> Iterator[None]:
+    def note(message, *_):
+        typer.echo(f"note: {message}", err=True)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = note
+        yield
 
 
 def _user_errors() -> tuple[type[Exception], ...]:

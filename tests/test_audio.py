@@ -3,7 +3,7 @@ import pytest
 import soundfile
 
 from clips import ENGLISH
-from fsqcodec.audio import audio_seconds, read_audio, resample, write_audio
+from fsqcodec.audio import audio_seconds, read_audio, resample, write_audio, write_audio_pieces
 
 
 def _sine(sampling_rate: int, seconds: float = 0.5, hz: float = 440.0) -> np.ndarray:
@@ -55,6 +55,29 @@ def test_bad_files_are_named_with_what_is_wrong(tmp_path):
         read_audio(tmp_path / "cut.flac", 16000)
 
 
+@pytest.mark.parametrize("suffix", ["wav", "aiff", "au", "w64", "rf64", "caf", "flac", "ogg", "mp3"])
+def test_a_file_that_was_cut_off_is_never_a_shorter_clip(suffix, tmp_path):
+    path = tmp_path / f"clip.{suffix}"
+    soundfile.write(path, _sine(16000), 16000, format=suffix.upper())
+    whole = path.read_bytes()
+    assert len(read_audio(path, 16000)) >= 8000
+    for share in (0.3, 0.9):
+        path.write_bytes(whole[: int(share * len(whole))])
+        with pytest.raises(ValueError, match=f"clip.{suffix} (is truncated|is empty|can't be decoded|is not an audio)"):
+            read_audio(path, 16000)
+
+
+@pytest.mark.parametrize("length", [0xFFFFFFFF, 0x7FFFFFFF, 0x7FFFF024])
+def test_a_wav_from_a_pipe_does_not_know_its_length(length, tmp_path):
+    """As ffmpeg and sox write it."""
+    path = tmp_path / "pipe.wav"
+    soundfile.write(path, _sine(16000), 16000)
+    data = bytearray(path.read_bytes())
+    data[4:8] = data[40:44] = length.to_bytes(4, "little")
+    path.write_bytes(data)
+    assert len(read_audio(path, 16000)) == 8000
+
+
 def test_resampling_a_single_sample_keeps_one():
     assert len(resample(np.array([0.1], dtype=np.float32), 48000, 16000)) == 1
 
@@ -68,6 +91,35 @@ def test_written_audio_reads_back_within_16_bits(tmp_path, suffix):
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
+@pytest.mark.parametrize("suffix", ["wav", "flac"])
+def test_stereo_reads_back_channel_by_channel_and_mono_as_two_equal_ones(tmp_path, suffix):
+    path = tmp_path / f"stereo.{suffix}"
+    audio = np.stack([_sine(24000), _sine(24000)[::-1] / 2])
+    write_audio(path, audio, 24000)
+    assert np.abs(read_audio(path, 24000, num_channels=2) - audio).max() <= 1 / 32768
+    halves = read_audio(path, 16000, num_channels=2)
+    for channel, expected in zip(halves, audio):
+        assert np.abs(channel - resample(expected, 24000, 16000)).max() <= 1 / 16384
+    write_audio(path, audio[0], 24000)
+    left, right = read_audio(path, 24000, num_channels=2)
+    assert np.array_equal(left, right) and np.array_equal(left, read_audio(path, 24000))
+
+
+def test_more_channels_than_stereo_are_refused_or_mixed_to_two_equal_ones(tmp_path):
+    path = tmp_path / "three.wav"
+    soundfile.write(path, np.stack([_sine(16000)] * 2 + [np.zeros_like(_sine(16000))], axis=1), 16000, subtype="FLOAT")
+    with pytest.raises(ValueError, match="three.wav has 3 channels, the codec is stereo"):
+        read_audio(path, 16000, num_channels=2)
+    left, right = read_audio(path, 16000, channels="mix", num_channels=2)
+    assert np.array_equal(left, right) and np.allclose(left, _sine(16000) * 2 / 3, atol=1e-6)
+
+
+def test_pieces_of_another_number_of_channels_are_not_written(tmp_path):
+    with pytest.raises(ValueError, match=r"\(2, 100\) of float64 can't be written: \(num_samples,\)"):
+        write_audio_pieces(tmp_path / "out.wav", [np.zeros(100), np.zeros((2, 100))], 16000)
+    assert not list(tmp_path.iterdir())
+
+
 def test_audio_is_not_written_as_something_else(tmp_path):
     with pytest.raises(ValueError, match=r"written as .wav or .flac"):
         write_audio(tmp_path / "out.mp3", _sine(16000), 16000)
@@ -75,10 +127,10 @@ def test_audio_is_not_written_as_something_else(tmp_path):
 
 @pytest.mark.parametrize(
     "audio",
-    [np.array([0, np.nan]), np.zeros((2, 100)), np.zeros(9, dtype=np.int16)],
-    ids=["nan", "two channels", "integers"],
+    [np.array([0, np.nan]), np.zeros((3, 100)), np.zeros((100, 2)), np.array(0.0), np.zeros(9, dtype=np.int16)],
+    ids=["nan", "three channels", "channels last", "a number", "integers"],
 )
-def test_what_is_not_mono_float_audio_is_not_written(tmp_path, audio):
+def test_what_is_not_mono_or_stereo_float_audio_is_not_written(tmp_path, audio):
     with pytest.raises(ValueError, match="can't be written"):
         write_audio(tmp_path / "out.wav", audio, 16000)
     assert not list(tmp_path.iterdir())

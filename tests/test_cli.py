@@ -191,7 +191,7 @@ def test_running_out_of_memory_fails_the_files_of_a_batch_and_no_other(model_dir
     monkeypatch.setattr(CodecModel, "encode", encode_unless_long)
     soundfile.write(tmp_path / "long.wav", np.zeros(16000 * 40), 16000)
     soundfile.write(tmp_path / "short.wav", np.zeros(500), 16000)
-    monkeypatch.setattr("fsqcodec.files.MAX_BATCH_SECONDS", 1.0)
+    monkeypatch.setattr("fsqcodec.files.BATCH_SECONDS_PER_CLIP", 1 / 16)
     result = run("encode", tmp_path / "long.wav", tmp_path / "short.wav", "-m", model_dir, "-o", tmp_path / "out")
     assert result.exit_code == 1
     assert "long.wav: not enough memory" in result.stderr

@@ -142,8 +142,12 @@ def test_semantic_weights_come_from_their_own_folder(origin, state_dict, expecte
 
 def test_wrong_arguments(tmp_path):
     output = tmp_path / "model"
-    with pytest.raises(ValueError, match="takes neither preset nor verify"):
+    with pytest.raises(ValueError, match="preset 'l3ac-1kbps' is not of the family 'neucodec'"):
         fsqcodec.convert_checkpoint("neucodec", tmp_path, output, preset="l3ac-1kbps")
+    with pytest.raises(ValueError, match="no package of the original 'neucodec' to verify with"):
+        fsqcodec.convert_checkpoint("neucodec", tmp_path, output, verify=True)
+    with pytest.raises(ValueError, match="'l3ac' has no semantic model"):
+        fsqcodec.convert_checkpoint("l3ac", tmp_path, output, preset="l3ac-1kbps", semantic=tmp_path)
     with pytest.raises(ValueError, match="config is a FsqNeuCodecConfig: distill-neucodec has a DistillNeuCodecConfig"):
         fsqcodec.convert_checkpoint("distill-neucodec", tmp_path, output, config=CONFIGS["neucodec"])
     with pytest.raises(CheckpointError, match="has no pytorch_model.bin"):

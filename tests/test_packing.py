@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from fsqcodec import CodecConfig, list_presets
+from fsqcodec import CodecConfig
+from fsqcodec.models.configuration_codec import PRESETS
 from fsqcodec.packing import FORMAT, Tokens, pack, read_token_facts, read_tokens, token_digest, unpack, write_tokens
 from small_configs import small_config, small_model
 
@@ -23,7 +24,7 @@ def _random_codes(config, num_frames: int, seed: int = 0) -> torch.Tensor:
     return codes
 
 
-@pytest.mark.parametrize("preset", list_presets())
+@pytest.mark.parametrize("preset", PRESETS)
 @given(num_frames=st.integers(0, 300), seed=st.integers(0, 10**6))
 def test_codes_survive_packing_in_every_preset(preset, num_frames, seed):
     config = CodecConfig.from_preset(preset)
@@ -31,7 +32,7 @@ def test_codes_survive_packing_in_every_preset(preset, num_frames, seed):
     assert torch.equal(unpack(pack(codes, config), config), codes)
 
 
-@pytest.mark.parametrize("preset", list_presets())
+@pytest.mark.parametrize("preset", PRESETS)
 def test_a_packed_second_takes_the_presets_bitrate(preset):
     config = CodecConfig.from_preset(preset)
     num_frames = round(60 * config.frame_rate)

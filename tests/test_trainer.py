@@ -93,6 +93,8 @@ def test_an_undisturbed_run_and_one_that_was_killed_end_alike(workplace, tmp_pat
 def test_only_the_decoder_is_trained_and_tokens_stay(workplace, tmp_path):
     Trainer(recipe_of(workplace, **{"model.parts": ["decoder"]}), tmp_path).run()
     before, after = load_codec(workplace / "model"), load_codec(tmp_path / "last")
+    card = (tmp_path / "last" / "README.md").read_text()
+    assert f"\n# {tmp_path.name}\n" in card and "12 steps of 4 crops of 0.1 s" in card
     for name, tensor in before.model.state_dict().items():
         assert torch.equal(tensor, after.model.state_dict()[name]) == (not name.startswith("decoder."))
     clip = read_audio(ENGLISH, 16000)

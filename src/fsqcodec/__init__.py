@@ -8,16 +8,21 @@ from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelF
 
 from .checkpoints import bundled_checkpoint
 from .conversion import convert_checkpoint
+from .files import decode_file, encode_file
 from .models.configuration_codec import CodecConfig
 from .models.configuration_distill_neucodec import DistillNeuCodecConfig
+from .models.configuration_lycodec import LycodecConfig
 from .models.configuration_neucodec import FsqNeuCodecConfig
 from .models.feature_extraction_codec import CodecFeatureExtractor
 from .models.feature_extraction_distill_neucodec import DistillNeuCodecFeatureExtractor
+from .models.feature_extraction_lycodec import LycodecFeatureExtractor
 from .models.feature_extraction_neucodec import FsqNeuCodecFeatureExtractor
 from .models.modeling_codec import CodecModel
 from .models.modeling_distill_neucodec import DistillNeuCodecModel
+from .models.modeling_lycodec import LycodecModel
 from .models.modeling_neucodec import FsqNeuCodecModel
 from .presets import list_presets
+from .streaming import StreamingDecoder, StreamingEncoder
 
 __all__ = [
     "CodecConfig",
@@ -29,17 +34,25 @@ __all__ = [
     "FsqNeuCodecConfig",
     "FsqNeuCodecFeatureExtractor",
     "FsqNeuCodecModel",
+    "LycodecConfig",
+    "LycodecFeatureExtractor",
+    "LycodecModel",
+    "StreamingDecoder",
+    "StreamingEncoder",
     "bundled_checkpoint",
     "convert_checkpoint",
+    "decode_file",
+    "encode_file",
     "list_presets",
 ]
 
-for _config, _model, _feature_extractor in (
+for config_class, model_class, feature_extractor_class in (
     (CodecConfig, CodecModel, CodecFeatureExtractor),
+    (LycodecConfig, LycodecModel, LycodecFeatureExtractor),
     (FsqNeuCodecConfig, FsqNeuCodecModel, FsqNeuCodecFeatureExtractor),
     (DistillNeuCodecConfig, DistillNeuCodecModel, DistillNeuCodecFeatureExtractor),
 ):
-    AutoConfig.register(_config.model_type, _config)
-    AutoModel.register(_config, _model)
-    AutoModelForAudioTokenization.register(_config, _model)
-    AutoFeatureExtractor.register(_config, _feature_extractor)
+    AutoConfig.register(config_class.model_type, config_class)
+    AutoModel.register(config_class, model_class)
+    AutoModelForAudioTokenization.register(config_class, model_class)
+    AutoFeatureExtractor.register(config_class, feature_extractor_class)

@@ -14,7 +14,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
     unfinished = _unfinished(path)
     try:
         unfinished.touch(exist_ok=False)
+        mode = unfinished.stat().st_mode
         yield unfinished
+        unfinished.chmod(mode)  # safetensors makes its files anew, for the owner alone
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)

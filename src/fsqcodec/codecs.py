@@ -25,6 +25,7 @@ from transformers import AutoFeatureExtractor, AutoModel, NeuCodecConfig, PreTra
 from .checkpoints import bundled_checkpoint, list_checkpoints
 from .models.feature_extraction_neucodec import FsqNeuCodecFeatureExtractor
 from .models.modeling_neucodec import FsqNeuCodecModel
+from .models.pretrained import PreTrainedCodec
 from .presets import PRESETS
 
 
@@ -98,8 +99,16 @@ def load_codec(name: str | os.PathLike, device: str | None = None) -> Codec:
     num_codebooks = int(option) if separator and option.isdigit() and not Path(name).is_dir() else None
     folder = name if num_codebooks is None else base
     model = load_model(folder, device)
-    extractor = load_feature_extractor(folder, model)
-    return TRANSFORMERS_CODECS.get(model.config.model_type, TransformersCodec)(name, model, extractor, num_codebooks)
+    return codec_of(model, load_feature_extractor(folder, model), name, num_codebooks)
+
+
+def codec_of(
+    model: PreTrainedModel, feature_extractor, name: str | None = None, num_codebooks: int | None = None
+) -> "TransformersCodec":
+    """The adapter of a model that is loaded already; by default all its codebooks, under the model's own name. Raises
+    `ValueError` as `load_codec` does."""
+    adapter = TRANSFORMERS_CODECS.get(model.config.model_type, TransformersCodec)
+    return adapter(model.name_or_path if name is None else name, model, feature_extractor, num_codebooks)
 
 
 def load_model(model: str | os.PathLike, device: str | None = None) -> PreTrainedModel:
@@ -173,7 +182,7 @@ class TransformersCodec(Codec):
         self.digest = model_digest(model)
         self.input_sampling_rate = feature_extractor.sampling_rate
         self.output_sampling_rate = getattr(config, "output_sampling_rate", self.input_sampling_rate)
-        self.num_channels = getattr(config, "audio_channels", 1)
+        self.num_channels = num_channels(config)
         self.frame_rate = self.input_sampling_rate / _first_field(
             config, "encoder_hop_length", "frame_size", "hop_length"
         )
@@ -192,7 +201,7 @@ class TransformersCodec(Codec):
 
     @property
     def _batches_are_exact(self) -> bool:
-        return hasattr(self.model.config, "token_parts")  # one of ours
+        return isinstance(self.model, PreTrainedCodec)
 
     def _all_codebook_sizes(self) -> list[int]:
         config = self.model.config
@@ -283,6 +292,21 @@ def model_digest(model: PreTrainedModel) -> str:
 
 
 UNDIGESTED_FIELDS = ("_name_or_path", "transformers_version", "dtype", "architectures", "auto_map")
+
+
+def input_sampling_rate(config) -> int:
+    """Hz of the audio that a codec takes, by its configuration."""
+    return config.input_sampling_rate if hasattr(config, "input_sampling_rate") else config.sampling_rate
+
+
+def output_sampling_rate(config) -> int:
+    """Hz of the audio that a codec returns, by its configuration."""
+    return config.output_sampling_rate if hasattr(config, "output_sampling_rate") else config.sampling_rate
+
+
+def num_channels(config) -> int:
+    """Of the audio that a codec takes and returns, by its configuration: mono unless it says otherwise."""
+    return getattr(config, "num_channels", getattr(config, "audio_channels", 1))
 
 
 def _first_field(config, *names: str):

@@ -6,7 +6,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from .models.configuration_codec import CodecConfig
+from .models.configuration_lycodec import LycodecConfig
+from .models.encoder_lycodec import SPECTROGRAM_CHANNELS
 from .models.modeling_codec import CodecModel
+from .models.modeling_lycodec import LycodecModel
 
 NUM_COUNTED_WINDOWS = 3  # enough for every layer to have met all kinds: the first, whole ones, a part of one
 
@@ -17,13 +20,16 @@ def num_parameters(model: torch.nn.Module) -> dict[str, int]:
     return {"total": sum(parameter.numel() for parameter in model.parameters()), **parts}
 
 
-def multiply_accumulates(config: CodecConfig, seconds: float) -> dict[str, int]:
+def multiply_accumulates(config: CodecConfig | LycodecConfig, seconds: float) -> dict[str, int]:
     """Multiply-accumulates that `encode` and `decode` take for one clip of `seconds`, frames rounded up.
 
     Counted are matrix products, convolutions and attention, as they are computed: attention includes the masked scores
     of a tile (the original scores whole blocks: 44 G for 10 s where l3ac-1kbps has 42 G). Norms, activations and
     pooling are not. Nothing is computed: meta tensors have shapes only.
     """
+    if isinstance(config, LycodecConfig):
+        num_crops = math.ceil(seconds * config.sampling_rate / config.crop_length)
+        return {part: num_crops * count for part, count in _counted_crop(config).items()}
     num_frames = math.ceil(seconds * config.frame_rate)
     with torch.device("meta"):
         model = CodecModel(config).eval()
@@ -44,4 +50,18 @@ def _counted(model: CodecModel, num_frames: int) -> dict[str, int]:
         audio_codes = model.encode(torch.empty(1, 1, num_frames * model.config.hop_length, device="meta")).audio_codes
     with FlopCounterMode(display=False) as decode:  # `model.decode` would look at the codes' values first
         model.decoder(model.quantizer.indices_to_features(audio_codes[:, 0]), None)
+    return {"encode": encode.get_total_flops() // 2, "decode": decode.get_total_flops() // 2}
+
+
+@torch.no_grad()
+def _counted_crop(config: LycodecConfig) -> dict[str, int]:
+    """Of one crop. Fourier transforms are not counted."""
+    with torch.device("meta"):
+        model = LycodecModel(config).eval()
+        spectrogram = torch.empty(1, SPECTROGRAM_CHANNELS, config.stft_bins, config.stft_frames)
+        noise_level = torch.empty(1)
+    with FlopCounterMode(display=False) as encode:
+        latents = model.encoder(spectrogram)
+    with FlopCounterMode(display=False) as decode:
+        model.decoder(model.quantizer(latents)[0], spectrogram, noise_level)
     return {"encode": encode.get_total_flops() // 2, "decode": decode.get_total_flops() // 2}

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -83,28 +84,57 @@ def find_clips(sources: Iterable[str | os.PathLike]) -> list[Clip]:
     return list(clips.values())
 
 
-def _clips_of(source: str) -> list[Clip]:
-    path = Path(source)
-    manifest, _, name_start = source.partition(":")
+def source_kind(source: str) -> Literal["manifest", "files", "data set"]:
+    """Which of the kinds of the module's docstring `source` is. Raises `FileNotFoundError` where it is none."""
+    manifest, _ = split_manifest(source)
     if manifest.lower().endswith(MANIFEST_SUFFIXES) and os.path.isfile(manifest):
-        return _clips_of_manifest(Path(manifest), name_start)
-    if path.exists() or any(mark in source for mark in "*?["):
-        folder = path.resolve().name if path.is_dir() else ""
-        return [Clip(os.path.join(folder, name), file) for file, name in resolve_files(source, AUDIO_SUFFIXES)]
+        return "manifest"
+    if Path(source).exists() or any(mark in source for mark in "*?["):
+        return "files"
     if 1 <= source.count("/") + source.count(":") <= 3 and not source.startswith((".", "/")):
-        return _clips_of_data_set(source)
+        return "data set"
     raise FileNotFoundError(f"{source} is no file, folder, glob, manifest, or data set like org/name:split")
 
 
-def _clips_of_manifest(path: Path, name_start: str) -> list[Clip]:
+def split_manifest(source: str) -> tuple[str, str]:
+    """The file of a manifest, and what the names of the wanted rows start with, empty for all."""
+    manifest, _, name_start = source.partition(":")
+    return manifest, name_start
+
+
+def split_data_set(source: str, default_split: str) -> tuple[list[str], str]:
+    """The arguments of `datasets.load_dataset` and the split in `org/name[:config][:split]`."""
+    name, *config_and_split = source.split(":")
+    *config, split = config_and_split or [default_split]
+    return [name, *config], split
+
+
+def load_manifest(path: Path):
+    """The rows of a manifest as a `datasets.Dataset`. Raises `ValueError` where it can't be read."""
     import datasets
 
     kind = {".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}[path.suffix.lower()]
     try:
-        rows = datasets.load_dataset(kind, data_files=os.fspath(path), split="train")
+        return datasets.load_dataset(kind, data_files=os.fspath(path), split="train")
     except (OSError, ValueError, StopIteration, datasets.exceptions.DatasetGenerationError) as error:
         reason = str(error.__cause__ or error) or "it holds no rows"
         raise ValueError(f"{path} is no manifest that can be read: {reason.splitlines()[0]}") from error
+
+
+def _clips_of(source: str) -> list[Clip]:
+    kind = source_kind(source)
+    if kind == "manifest":
+        return _clips_of_manifest(*split_manifest(source))
+    if kind == "data set":
+        return _clips_of_data_set(source)
+    path = Path(source)
+    folder = path.resolve().name if path.is_dir() else ""
+    return [Clip(os.path.join(folder, name), file) for file, name in resolve_files(source, AUDIO_SUFFIXES)]
+
+
+def _clips_of_manifest(manifest: str, name_start: str) -> list[Clip]:
+    path = Path(manifest)
+    rows = load_manifest(path)
     clips = [clip for clip in _clips_of_rows(rows, path.name, path.parent) if clip.name.startswith(name_start)]
     if name_start and not clips:
         raise ValueError(f"{path} has no row whose name starts with {name_start!r}: what follows the colon is compared")
@@ -114,10 +144,9 @@ def _clips_of_manifest(path: Path, name_start: str) -> list[Clip]:
 def _clips_of_data_set(source: str) -> list[Clip]:
     import datasets
 
-    name, *config_and_split = source.split(":")
-    *config, split = config_and_split or ["test"]
+    name_and_config, split = split_data_set(source, "test")
     try:
-        rows = datasets.load_dataset(name, *config, split=split)
+        rows = datasets.load_dataset(*name_and_config, split=split)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(f"{source} is no file here and no data set that loads: {error}") from error
     return _clips_of_rows(rows, source, Path())

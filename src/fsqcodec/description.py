@@ -3,12 +3,13 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from transformers import PreTrainedConfig
+
+from .codecs import num_channels
 from .files import TOKEN_SUFFIX, load_fsq_codec
-from .models.configuration_codec import CodecConfig
-from .models.configuration_distill_neucodec import DistillNeuCodecConfig
-from .models.configuration_neucodec import FsqNeuCodecConfig
+from .models.configuration_neucodec import NeuCodecRates
 from .packing import read_token_facts, token_digest
-from .presets import PRESETS, list_presets
+from .presets import PRESETS, list_presets, preset_config
 
 
 def describe(target: str | None) -> Iterator[tuple[str, str]]:
@@ -18,10 +19,10 @@ def describe(target: str | None) -> Iterator[tuple[str, str]]:
     """
     if target is None:
         for name in list_presets():
-            yield name, _summary(CodecConfig.from_preset(name))
+            yield name, _summary(preset_config(name))
     elif target in PRESETS:
         yield "preset", target
-        yield from _config_rows(CodecConfig.from_preset(target))
+        yield from _config_rows(preset_config(target))
     elif Path(target).is_file() and Path(target).suffix == TOKEN_SUFFIX:
         facts = read_token_facts(target)
         for name, fact in facts.items():
@@ -30,35 +31,39 @@ def describe(target: str | None) -> Iterator[tuple[str, str]]:
     else:
         model = load_fsq_codec(target, device="cpu")
         yield "model", target
-        yield from (_config_rows if isinstance(model.config, CodecConfig) else _neucodec_rows)(model.config)
+        yield from (_neucodec_rows if isinstance(model.config, NeuCodecRates) else _config_rows)(model.config)
         yield "parameters", f"{sum(parameter.numel() for parameter in model.parameters()):,}"
         yield "token digest", token_digest(model)
 
 
-def _summary(config: CodecConfig) -> str:
+def _summary(config: PreTrainedConfig) -> str:
     return (
-        f"{config.sampling_rate} Hz  {config.frame_rate:8.2f} tokens/s  codebook {config.codebook_size}  "
-        f"{config.bitrate:8.1f} bit/s"
+        f"{config.sampling_rate} Hz  {config.frame_rate:8.2f} tokens/s  codebook {config.codebook_size}"
+        f"{f' x {config.num_codebooks}' if config.num_codebooks > 1 else ''}  {config.bitrate:8.1f} bit/s"
     )
 
 
-def _config_rows(config: CodecConfig) -> Iterator[tuple[str, str]]:
+def _config_rows(config: PreTrainedConfig) -> Iterator[tuple[str, str]]:
     yield "sampling rate", f"{config.sampling_rate} Hz"
+    if num_channels(config) > 1:
+        yield "channels", str(num_channels(config))
     yield "hop length", f"{config.hop_length} samples"
     yield "tokens per second", f"{config.frame_rate:.2f}"
     yield "codebook size", f"{config.codebook_size} ({' x '.join(map(str, config.quantization_levels))})"
+    if config.num_codebooks > 1:
+        yield "codebooks, each frame", str(config.num_codebooks)
     yield "bits per second", f"{config.bitrate:.1f}"
     yield "algorithmic latency", f"{1000 * config.algorithmic_latency:.1f} ms"
     yield "encoder look-ahead", _samples_and_milliseconds(config.encoder_lookahead_samples, config)
     yield "decoder look-ahead", _samples_and_milliseconds(config.decoder_lookahead_samples, config)
     yield "encoder look-back", _samples_and_milliseconds(config.encoder_context_samples, config)
     yield "decoder look-back", _samples_and_milliseconds(config.decoder_context_samples, config)
-    if config.has_attention:
+    if getattr(config, "has_attention", False):
         window_seconds = config.attention_window_size / config.frame_rate
         yield "attention window", f"{config.attention_window_size} frames ({window_seconds:.2f} s)"
 
 
-def _neucodec_rows(config: FsqNeuCodecConfig | DistillNeuCodecConfig) -> Iterator[tuple[str, str]]:
+def _neucodec_rows(config: NeuCodecRates) -> Iterator[tuple[str, str]]:
     yield "input sampling rate", f"{config.input_sampling_rate} Hz"
     yield "output sampling rate", f"{config.output_sampling_rate} Hz"
     yield "encoder hop length", f"{config.encoder_hop_length} samples"
@@ -69,5 +74,5 @@ def _neucodec_rows(config: FsqNeuCodecConfig | DistillNeuCodecConfig) -> Iterato
     yield "look-ahead and look-back", "the whole clip"
 
 
-def _samples_and_milliseconds(num_samples: int, config: CodecConfig) -> str:
+def _samples_and_milliseconds(num_samples: int, config: PreTrainedConfig) -> str:
     return f"{num_samples} samples ({1000 * num_samples / config.sampling_rate:.1f} ms)"

@@ -14,15 +14,19 @@ from typing import Literal, TypeVar
 import numpy as np
 import torch
 from tqdm import tqdm
-from transformers import PreTrainedModel
 
-from .audio import AUDIO_SUFFIXES, audio_seconds, read_audio, write_audio
-from .codecs import load_feature_extractor, load_model
+from .audio import AUDIO_SUFFIXES, audio_seconds, read_audio, read_audio_pieces, write_audio, write_audio_pieces
+from .codecs import input_sampling_rate, load_feature_extractor, load_model, num_channels, output_sampling_rate
+from .models.modeling_codec import CodecModel
+from .models.pretrained import PreTrainedCodec
 from .packing import Tokens, read_token_facts, read_tokens, token_digest, write_tokens
+from .streaming import StreamingDecoder, StreamingEncoder, clip_statistics
 
 TOKEN_SUFFIX = ".safetensors"
 MAX_BATCH_SIZE = 16
-MAX_BATCH_SECONDS = 64.0  # padding included
+BATCH_SECONDS_PER_CLIP = 4.0  # of the largest batch, padding included
+LONG_SECONDS = 60.0  # files of this duration and more are encoded and decoded in pieces
+PIECE_SECONDS = 5.0
 Item = TypeVar("Item")
 
 
@@ -38,10 +42,10 @@ class FilesReport:
     seconds: float = 0.0  # of audio in the written files
 
 
-def load_fsq_codec(model: str | os.PathLike, device: str | None = None) -> PreTrainedModel:
+def load_fsq_codec(model: str | os.PathLike, device: str | None = None) -> PreTrainedCodec:
     """`codecs.load_model`, for the codecs whose tokens a token file can hold: raises `ValueError` for another one."""
     loaded = load_model(model, device)
-    if not hasattr(loaded.config, "token_parts"):
+    if not isinstance(loaded, PreTrainedCodec):
         raise ValueError(f"{model} is a {type(loaded).__name__}: a codec of fsqcodec is wanted")
     return loaded
 
@@ -61,7 +65,8 @@ def encode_files(
         inputs: files, folders (searched for audio, their structure is kept) and globs.
         model: folder or Hub id.
         output_dir: where `<name>.safetensors` go.
-        channels: `"mix"` takes the mean of stereo channels, `"refuse"` reports such files as failed.
+        channels: of files with more channels than the codec has, `"mix"` takes the mean, `"refuse"` reports them as
+            failed.
         overwrite: replace outputs that exist.
         device: for example "cpu" or "cuda:0".
 
@@ -73,42 +78,91 @@ def encode_files(
     report = FilesReport()
     codec = load_fsq_codec(model, device)
     extractor = load_feature_extractor(model, codec)
-    digest, sampling_rate = token_digest(codec), codec.config.input_sampling_rate
+    digest, sampling_rate = token_digest(codec), input_sampling_rate(codec.config)
     durations = {}
     for source in _without_existing(outputs, overwrite, report):
         with _failures_reported([source], report):
             durations[source] = audio_seconds(source)
     with tqdm(total=len(durations), unit="file", desc="encode") as progress:
         for batch in batches_by_length(durations):
-            clips = {}
-            for source in batch:
+            encoded = {}
+            if isinstance(codec, CodecModel) and durations[batch[0]] >= LONG_SECONDS:  # so long that it is alone
+                with _failures_reported(batch, report):
+                    encoded = {batch[0]: _encode_in_pieces(codec, batch[0], channels, PIECE_SECONDS)}
+            else:
+                clips = {}
+                for source in batch:
+                    with _failures_reported([source], report):
+                        clip = read_audio(source, sampling_rate, channels, num_channels(codec.config))
+                        extractor(clip.T, sampling_rate=sampling_rate)  # refuses what the model can't take
+                        clips[source] = clip
+                with _failures_reported(clips, report):
+                    encoded = _encode_batch(codec, extractor, clips)
+            for source, (codes, num_samples) in encoded.items():
                 with _failures_reported([source], report):
-                    clip = read_audio(source, sampling_rate, channels)
-                    extractor(clip, sampling_rate=sampling_rate)  # refuses what the model can't take
-                    clips[source] = clip
-            codes = {}
-            with _failures_reported(clips, report):
-                codes = _encode_batch(codec, extractor, clips)
-            for source, clip_codes in codes.items():
-                with _failures_reported([source], report):
-                    tokens = Tokens(clip_codes, os.fspath(model), digest, sampling_rate, len(clips[source]))
+                    tokens = Tokens(codes, os.fspath(model), digest, sampling_rate, num_samples)
                     write_tokens(outputs[source], tokens, codec.config)
                     report.written.append(outputs[source])
-                    report.seconds += len(clips[source]) / sampling_rate
+                    report.seconds += num_samples / sampling_rate
             progress.update(len(batch))
     return report
 
 
+def encode_file(
+    source: str | os.PathLike,
+    model: str | os.PathLike | CodecModel,
+    output: str | os.PathLike,
+    *,
+    channels: Literal["mix", "refuse"] = "refuse",
+    overwrite: bool = False,
+    device: str | None = None,
+    piece_seconds: float = PIECE_SECONDS,
+) -> Tokens:
+    """Encode one audio file of any length to a token file, reading it in pieces: codes are those of the whole, whatever
+    `piece_seconds` is, and memory does not grow with the audio.
+
+    `model` may be loaded already; `device` is then not looked at. Other arguments are those of `encode_files`.
+
+    Raises:
+        FileExistsError: there is an `output`, and `overwrite` is not set.
+        FileNotFoundError, ValueError: as `read_audio` and `StreamingEncoder`; a `piece_seconds` that is not above 0.
+    """
+    codec = _loaded(model, output, overwrite, device, piece_seconds)
+    codes, num_samples = _encode_in_pieces(codec, source, channels, piece_seconds)
+    tokens = Tokens(codes, codec.name_or_path, token_digest(codec), codec.config.sampling_rate, num_samples)
+    write_tokens(output, tokens, codec.config)
+    return tokens
+
+
+def _encode_in_pieces(
+    codec: CodecModel, source: str | os.PathLike, channels: Literal["mix", "refuse"], piece_seconds: float
+) -> tuple[torch.Tensor, int]:
+    """Codes `(num_codebooks, num_frames)` of a file, and how many samples it has."""
+    encoder, codes, num_samples = StreamingEncoder(codec), [], 0
+    for piece in read_audio_pieces(source, codec.config.sampling_rate, channels, piece_seconds):
+        codes.append(encoder.push(piece))
+        num_samples += len(piece)
+    codes.append(encoder.flush())
+    return torch.cat(codes, dim=-1)[0].cpu(), num_samples
+
+
 @torch.inference_mode()
-def _encode_batch(codec: PreTrainedModel, extractor, clips: dict[Path, np.ndarray]) -> dict[Path, torch.Tensor]:
-    """Codes `(num_codebooks, num_frames)` of each clip `(num_samples,)`."""
+def _encode_batch(
+    codec: PreTrainedCodec, extractor, clips: dict[Path, np.ndarray]
+) -> dict[Path, tuple[torch.Tensor, int]]:
+    """Codes `(num_codebooks, num_frames)` of each clip, `(num_samples,)` or `(num_channels, num_samples)`, and
+    `num_samples`."""
     if not clips:
         return {}
-    sampling_rate = codec.config.input_sampling_rate
-    features = extractor(list(clips.values()), sampling_rate=sampling_rate, return_tensors="pt")
+    sampling_rate = input_sampling_rate(codec.config)
+    audio = [clip.T for clip in clips.values()]  # extractors of Transformers take channels last
+    features = extractor(audio, sampling_rate=sampling_rate, return_tensors="pt")
     encoded = codec.encode(**features.to(codec.device))
     num_frames = encoded.audio_codes_mask.sum(dim=-1).tolist()
-    return {source: codes[:, :n].cpu() for source, codes, n in zip(clips, encoded.audio_codes, num_frames)}
+    return {
+        source: (codes[:, :n].cpu(), clip.shape[-1])
+        for (source, clip), codes, n in zip(clips.items(), encoded.audio_codes, num_frames)
+    }
 
 
 def decode_files(
@@ -124,9 +178,9 @@ def decode_files(
     """Decode token files, folders and globs of them to one audio file each, as long as what was encoded; from NeuCodec,
     which drops what follows the last whole frame, up to 20 ms shorter.
 
-    Audio may exceed full scale, where the files' 16 bits clip it. Such files are reported, and with `limit_peaks` their
-    audio is scaled so that it does not. Tokens of a codec with another `token_digest` are reported as failed. The other
-    arguments and the errors are those of `encode_files`.
+    Audio of NeuCodec and Lycodec may exceed full scale, where the files' 16 bits clip it. Such files are reported, and
+    with `limit_peaks` their audio is scaled so that it does not. Tokens of a codec with another `token_digest` are
+    reported as failed. The other arguments and the errors are those of `encode_files`.
     """
     outputs = _plan(inputs, Path(output_dir), (TOKEN_SUFFIX,), f".{audio_format}")
     report = FilesReport()
@@ -134,30 +188,97 @@ def decode_files(
     digest = token_digest(codec)
     for source in tqdm(_without_existing(outputs, overwrite, report), unit="file", desc="decode"):
         with _failures_reported([source], report):
-            facts = read_token_facts(source)
-            if facts["token_digest"] != digest:
-                raise ValueError(
-                    f"{source} was encoded by {facts['model']} with token digest {facts['token_digest']}, {model} has "
-                    f"{digest}: its tokens mean something else, decode with the codec that made them"
-                )
-            tokens = read_tokens(source, codec.config)
-            input_rate, output_rate = codec.config.input_sampling_rate, codec.config.output_sampling_rate
-            num_samples = tokens.num_samples * output_rate // input_rate
-            with torch.inference_mode():
-                audio = codec.decode(audio_codes=tokens.codes[None].to(codec.device)).audio_values[0, 0, :num_samples]
-            audio = audio.cpu().numpy()
-            if num_samples - len(audio) >= codec.config.hop_length:
-                raise ValueError(
-                    f"{source} is damaged: its {tokens.codes.shape[-1]} frames hold {len(audio)} samples, not "
-                    f"{num_samples}"
-                )
-            peak = float(np.abs(audio).max())
-            write_audio(outputs[source], audio / max(peak, 1.0) if limit_peaks else audio, output_rate)
+            tokens = _readable_tokens(source, codec, model, digest)
+            peak = _decode_tokens(tokens, codec, outputs[source], limit_peaks)
             if peak > 1:
                 report.peaks[outputs[source]] = peak
             report.written.append(outputs[source])
-            report.seconds += tokens.num_samples / input_rate
+            report.seconds += tokens.num_samples / input_sampling_rate(codec.config)
     return report
+
+
+def decode_file(
+    source: str | os.PathLike,
+    model: str | os.PathLike | CodecModel,
+    output: str | os.PathLike,
+    *,
+    overwrite: bool = False,
+    device: str | None = None,
+    piece_seconds: float = PIECE_SECONDS,
+):
+    """Decode one token file of any length to a wav or flac file, by the suffix of `output`, writing it in pieces: the
+    audio is that of the whole, and memory hardly grows with it.
+
+    Where the decoder normalises over the clip it first measures the clip's statistics, which takes most of three more
+    decodes. Arguments and errors are those of `encode_file`; tokens of a codec with another `token_digest` raise
+    `ValueError`.
+    """
+    codec = _loaded(model, output, overwrite, device, piece_seconds)
+    tokens = _readable_tokens(source, codec, codec.name_or_path, token_digest(codec))
+    write_audio_pieces(output, _decoded_pieces(tokens, codec, piece_seconds), codec.config.sampling_rate)
+
+
+def _loaded(
+    model: str | os.PathLike | CodecModel,
+    output: str | os.PathLike,
+    overwrite: bool,
+    device: str | None,
+    piece_seconds: float,
+) -> CodecModel:
+    if not piece_seconds > 0:
+        raise ValueError(f"piece_seconds is {piece_seconds}: it must be above 0")
+    if Path(output).exists() and not overwrite:
+        raise FileExistsError(f"{output} exists: give another name, or overwrite=True")
+    codec = load_fsq_codec(model, device) if isinstance(model, (str, os.PathLike)) else model
+    if not isinstance(codec, CodecModel):
+        raise ValueError(
+            f"a {type(codec).__name__} can't take files in pieces: encode_files and decode_files are for it"
+        )
+    return codec
+
+
+def _readable_tokens(
+    source: str | os.PathLike, codec: PreTrainedCodec, model: str | os.PathLike, digest: str
+) -> Tokens:
+    facts = read_token_facts(source)
+    if facts["token_digest"] != digest:
+        raise ValueError(
+            f"{source} was encoded by {facts['model']} with token digest {facts['token_digest']}, {model} has "
+            f"{digest}: its tokens mean something else, decode with the codec that made them"
+        )
+    return read_tokens(source, codec.config)
+
+
+def _decode_tokens(tokens: Tokens, codec: PreTrainedCodec, output: Path, limit_peaks: bool) -> float:
+    """Write the audio and return its peak: at once where the codec has no streams, and where it is short, which takes
+    less time where the decoder normalises over the clip. A codec with streams stays below full scale."""
+    sampling_rate = output_sampling_rate(codec.config)
+    if isinstance(codec, CodecModel) and tokens.num_samples >= LONG_SECONDS * sampling_rate:
+        write_audio_pieces(output, _decoded_pieces(tokens, codec, PIECE_SECONDS), sampling_rate)
+        return 0.0
+    num_samples = tokens.num_samples * sampling_rate // tokens.sampling_rate
+    with torch.inference_mode():
+        audio = codec.decode(tokens.codes[None].to(codec.device), num_samples=num_samples).audio_values[0].squeeze(0)
+    audio = audio.cpu().numpy()
+    peak = float(np.abs(audio).max())
+    write_audio(output, audio / peak if limit_peaks and peak > 1 else audio, sampling_rate)
+    return peak
+
+
+def _decoded_pieces(tokens: Tokens, codec: CodecModel, piece_seconds: float) -> Iterator[np.ndarray]:
+    """The audio, `num_samples` in all."""
+    num_frames, hop_length = tokens.codes.shape[-1], codec.config.hop_length
+    if not num_frames * hop_length >= tokens.num_samples > 0:
+        raise ValueError(f"{num_frames} frames hold no {tokens.num_samples} samples: the token file is damaged")
+    codes = tokens.codes[None]
+    statistics = clip_statistics(codec, codes) if codec.config.normalizes_over_clip else None
+    decoder, num_left = StreamingDecoder(codec, statistics), tokens.num_samples
+    pieces = codes.split(max(1, int(piece_seconds * codec.config.frame_rate)), dim=-1)
+    for codes in (*pieces, None):
+        audio = decoder.flush() if codes is None else decoder.push(codes)
+        audio = audio[0, 0, :num_left].float().cpu().numpy()
+        num_left -= len(audio)
+        yield audio
 
 
 @contextmanager
@@ -213,13 +334,14 @@ def _without_existing(outputs: dict[Path, Path], overwrite: bool, report: FilesR
     return sources
 
 
-def batches_by_length(durations: dict[Item, float]) -> Iterator[list[Item]]:
+def batches_by_length(durations: dict[Item, float], max_batch_size: int = MAX_BATCH_SIZE) -> Iterator[list[Item]]:
     """Groups of items of similar duration, in seconds, longest first, so that what runs out of memory does so at once:
-    at most `MAX_BATCH_SIZE` of them, and `MAX_BATCH_SECONDS` with padding."""
+    at most `max_batch_size` of them, and four seconds for each of these with padding."""
+    max_seconds = max_batch_size * BATCH_SECONDS_PER_CLIP
     batch = []
     for item in sorted(durations, key=durations.get, reverse=True):
         longest = durations[batch[0]] if batch else 0.0
-        if batch and (len(batch) == MAX_BATCH_SIZE or (len(batch) + 1) * longest > MAX_BATCH_SECONDS):
+        if batch and (len(batch) == max_batch_size or (len(batch) + 1) * longest > max_seconds):
             yield batch
             batch = []
         batch.append(item)

@@ -2,7 +2,7 @@
 
 import pickle
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -93,22 +93,32 @@ class OriginalWeights:
     def check_empty(self):
         """Raise [`CheckpointError`] if tensors are left."""
         if self.tensors:
-            keys = sorted(self.tensors)
-            more = f" and {len(keys) - MAX_KEYS_IN_MESSAGE} more" if len(keys) > MAX_KEYS_IN_MESSAGE else ""
             raise CheckpointError(
-                f"the checkpoint has tensors this model does not have: {', '.join(keys[:MAX_KEYS_IN_MESSAGE])}{more}: "
-                f"{HINT}"
+                f"the checkpoint has tensors this model does not have: {summarize(self.tensors)}: {HINT}"
             )
 
 
-def _read_state_dict(path: Path) -> dict[str, torch.Tensor]:
+def load_torch_file(path: Path):
+    """What `torch.save` wrote, tensors and plain containers only. Raises [`CheckpointError`] for a damaged or foreign
+    file."""
     try:
-        state_dict = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, zipfile.BadZipFile, EOFError, RuntimeError, OSError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
             f"{path} can't be read as PyTorch weights: it is truncated, damaged or another kind of file ({reason})"
         ) from error
+
+
+def summarize(keys: Iterable[str]) -> str:
+    """The first few of the names, and how many more there are."""
+    keys = sorted(keys)
+    more = f" and {len(keys) - MAX_KEYS_IN_MESSAGE} more" if len(keys) > MAX_KEYS_IN_MESSAGE else ""
+    return f"{', '.join(keys[:MAX_KEYS_IN_MESSAGE])}{more}"
+
+
+def _read_state_dict(path: Path) -> dict[str, torch.Tensor]:
+    state_dict = load_torch_file(path)
     if not isinstance(state_dict, dict) or not all(isinstance(value, torch.Tensor) for value in state_dict.values()):
         raise CheckpointError(f"{path} is not a state dict: a dictionary of tensors is wanted")
     return state_dict

@@ -12,12 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from transformers import FEATURE_EXTRACTOR_MAPPING, MODEL_MAPPING
 
 from ..codecs import Codec, TransformersCodec, load_codec, usable_device
-from ..models.configuration_codec import CodecConfig
-from ..models.feature_extraction_codec import CodecFeatureExtractor
-from ..models.modeling_codec import CodecModel
-from ..presets import PRESETS
+from ..presets import PRESETS, preset_config
 from .dependence import noise
 
 TURNS = 5
@@ -28,12 +26,13 @@ def load_codec_or_preset(name: str, device: str | None = None) -> Codec:
     for all that does not depend on how it sounds. Raises as `load_codec` does."""
     if name not in PRESETS:
         return load_codec(name, device)
-    config = CodecConfig.from_preset(name)
+    config = preset_config(name)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = CodecModel(config).eval()
+        model = MODEL_MAPPING[type(config)](config).eval()
     model.to(usable_device(device))
-    return TransformersCodec(name, model, CodecFeatureExtractor(sampling_rate=config.sampling_rate))
+    feature_extractor = FEATURE_EXTRACTOR_MAPPING[type(config)](sampling_rate=config.sampling_rate)
+    return TransformersCodec(name, model, feature_extractor)
 
 
 def real_time_factors(codec: Codec, seconds: float, turns: int = TURNS) -> dict[str, dict[str, float]]:

@@ -22,12 +22,8 @@ class Journal:
         lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
         if lines and not lines[-1].endswith(b"\n"):
             lines.pop()
-        if lines and json.loads(lines[0]) != header:
-            different = [key for key, value in json.loads(lines[0]).items() if value != header.get(key)]
-            raise ValueError(
-                f"{path} is of a run that was asked for something else (its {', '.join(different)} differ): "
-                "give another output folder, or delete it"
-            )
+        if lines:
+            check_same_run(path, json.loads(lines[0]), header)
         self._pieces = dict(json.loads(line) for line in lines[1:])
         if path.exists():
             os.truncate(path, sum(map(len, lines)))
@@ -60,3 +56,13 @@ class Journal:
         self._file.write(json.dumps(value, allow_nan=False).encode() + b"\n")
         self._file.flush()
         os.fsync(self._file.fileno())
+
+
+def check_same_run(path: Path, earlier: dict, header: dict):
+    """Raise `ValueError` where `path` holds what another run was asked for, with what differs."""
+    different = [key for key in earlier | header if earlier.get(key) != header.get(key)]
+    if different:
+        raise ValueError(
+            f"{path} is of a run that was asked for something else (its {', '.join(different)} differ): "
+            "give another output folder, or delete it"
+        )

@@ -15,14 +15,15 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from transformers import MODEL_MAPPING, PreTrainedConfig
 
 from ..checkpoints import bundled_checkpoint, list_checkpoints
+from ..codecs import input_sampling_rate
 from ..counting import multiply_accumulates, num_parameters
 from ..models.configuration_codec import CodecConfig
-from ..models.configuration_distill_neucodec import DistillNeuCodecConfig
-from ..models.configuration_neucodec import FsqNeuCodecConfig
-from ..models.modeling_codec import CodecModel
-from ..presets import PRESETS, list_presets
+from ..models.configuration_lycodec import LycodecConfig
+from ..models.configuration_neucodec import NeuCodecRates
+from ..presets import CONFIGURATIONS, PRESETS, list_presets
 
 CARD_NAME = "README.md"
 TRAINING_RECORD = "training.json"  # which the trainer puts into the folders that it saves
@@ -34,17 +35,21 @@ COUNTED_SECONDS = 10.0  # the clip that multiply-accumulates are counted for, as
 
 @dataclass(frozen=True)
 class Origin:
-    """An original: name, repository of the code, id of the weights on the Hub, package and version on PyPI."""
+    """An original: name, repository of the code, id of the weights on the Hub, package and version on PyPI, or commit
+    where there is none."""
 
     name: str
     code: str
-    weights: str
+    weights: str | None
     package: str
 
 
-ORIGINS = {
+ORIGINS = {  # whose weights are published
     "l3ac": Origin("L3AC", "https://github.com/zhai-lw/L3AC", "zhai-lw/L3AC", "l3ac 1.0"),
     "sqcodec": Origin("SQCodec", "https://github.com/zhai-lw/SQCodec", "zhai-lw/SQCodec", "sq_codec 0.0.1"),
+}
+UNPUBLISHED_ORIGINS = {
+    "lycodec": Origin("Lycodec", "https://github.com/mini-kio/Lycodec", None, "commit 8040de3"),
 }
 NEUCODEC_ORIGINS = {
     "neucodec": Origin("NeuCodec", "https://github.com/neuphonic/neucodec", "neuphonic/neucodec", "neucodec"),
@@ -102,23 +107,24 @@ def model_card(target: str | os.PathLike, summary: dict | None = None, codec: st
     provenance = Provenance.of_folder(folder)
     if summary is not None:
         evaluation = _evaluation(summary, _codec_of_folder(summary, folder, codec), config)
-    if not isinstance(config, CodecConfig):
+    if isinstance(config, NeuCodecRates):
         return _render_neucodec(config, provenance, evaluation)
     return _render({provenance.title: config}, provenance, evaluation)
 
 
-def converted_model_card(family: str, preset: str | None, config: CodecConfig, verification: str) -> str:
-    """The card of a just converted checkpoint of "l3ac" or "sqcodec"; `model_card` of its folder is equal.
+def converted_model_card(family: str, preset: str | None, config: PreTrainedConfig, verification: str) -> str:
+    """The card of a just converted checkpoint of "l3ac", "sqcodec" or "lycodec"; `model_card` of its folder is equal.
 
     `preset` is `None` where the checkpoint is not a published one, `verification` says how the model compares with the
     original package.
     """
-    title = preset or f"{ORIGINS[family].name}, own sizes"
+    title = preset or f"{_origin(family).name}, own sizes"
     paragraph = f"Converted by fsqcodec {version('fsqcodec')}. {VERIFICATION}{verification}."
-    return _render({title: config}, Provenance(title, family, published=preset is not None, verification=paragraph))
+    published = preset is not None and family in ORIGINS
+    return _render({title: config}, Provenance(title, family, published=published, verification=paragraph))
 
 
-def converted_neucodec_card(origin: str, config, published: bool, ignored: list[str]) -> str:
+def converted_neucodec_card(origin: str, config: NeuCodecRates, published: bool, ignored: list[str]) -> str:
     """The card of a just converted checkpoint of "neucodec" or "distill-neucodec"; `model_card` of its folder is equal.
 
     `published` says whether it has the published model's sizes, `ignored` which of its tensors only training needs.
@@ -154,7 +160,7 @@ class Provenance:
 
     Attributes:
         title: of the card; also the model's name in its model-index.
-        family: "l3ac" or "sqcodec" for weights of the original packages, `None` for others.
+        family: "l3ac", "sqcodec" or "lycodec" for weights of the originals, `None` for others.
         published: whether they are the authors' published weights.
         verification: the paragraph that the conversion wrote.
         front_matter: what the folder's card states and a new one keeps, those of `CARRIED_FIELDS`.
@@ -178,12 +184,13 @@ class Provenance:
         card = ModelCard.load(folder / CARD_NAME)
         title = re.search(r"^# (.+)$", card.text, re.MULTILINE)
         verification = re.search(rf"^.*({VERIFICATION}|{CONVERSION}).*$", card.text, re.MULTILINE)
-        families = [*ORIGINS, *NEUCODEC_ORIGINS]
-        family = next((family for family in families if verification and family in (card.data.tags or [])), None)
+        known = (*ORIGINS, *UNPUBLISHED_ORIGINS, *NEUCODEC_ORIGINS)
+        family = next((family for family in known if verification and family in (card.data.tags or [])), None)
         return cls(
             title[1] if title else name,
             family,
-            published=family is not None and title is not None and title[1] in [*PRESETS, *NEUCODEC_ORIGINS],
+            published=title is not None
+            and (title[1] == family or (family in ORIGINS and title[1] in list_presets(family))),
             verification=verification[0] if verification else None,
             front_matter={key: value for key, value in card.data.to_dict().items() if key in CARRIED_FIELDS},
             training=training,
@@ -203,12 +210,16 @@ class Evaluation:
     results: list[EvalResult]
 
 
-def _folder_config(folder: Path) -> CodecConfig | FsqNeuCodecConfig | DistillNeuCodecConfig:
+def _folder_config(folder: Path) -> PreTrainedConfig:
     model_type = json.loads((folder / "config.json").read_text()).get("model_type")
-    configs = {config.model_type: config for config in (CodecConfig, FsqNeuCodecConfig, DistillNeuCodecConfig)}
-    if model_type not in configs:
-        raise ValueError(f"{folder} holds a model of type {model_type!r}: a folder of fsqcodec is wanted")
-    return configs[model_type].from_pretrained(folder)
+    for config_class, _ in CONFIGURATIONS:
+        if model_type == config_class.model_type:
+            return config_class.from_pretrained(folder)
+    raise ValueError(f"{folder} holds a model of type {model_type!r}: a folder of fsqcodec is wanted")
+
+
+def _origin(family: str | None) -> Origin | None:
+    return {**ORIGINS, **UNPUBLISHED_ORIGINS}.get(family)
 
 
 def _codec_of_name(summary: dict, preset: str, codec: str | None) -> str:
@@ -245,10 +256,10 @@ def _only(fitting: list[str], codecs: dict[str, dict], wanted: str) -> str:
     return fitting[0]
 
 
-def _evaluation(summary: dict, name: str, config: CodecConfig) -> Evaluation:
+def _evaluation(summary: dict, name: str, config: PreTrainedConfig) -> Evaluation:
     entry, data = summary["codecs"][name], summary["data"]
     found = (entry["sampling_rate"], entry["codebook_sizes"], entry["frame_rate"])
-    wanted = (config.input_sampling_rate, [config.codebook_size], config.frame_rate)
+    wanted = (input_sampling_rate(config), [config.codebook_size] * config.num_codebooks, config.frame_rate)
     if found[:2] != wanted[:2] or not math.isclose(found[2], wanted[2]):
         raise ValueError(
             f"{name} was evaluated at {found[0]} Hz with codebooks {found[1]} and {found[2]} frames per second, this "
@@ -291,26 +302,27 @@ def _evaluation(summary: dict, name: str, config: CodecConfig) -> Evaluation:
 
 
 def _render(
-    configs: dict[str, CodecConfig],
+    configs: dict[str, PreTrainedConfig],
     provenance: Provenance,
     evaluation: Evaluation | None = None,
     presets: list[str] | None = None,
 ) -> str:
     """The card of one model, or of a family's; `presets` are those it tells how to convert."""
-    family, origin = provenance.family, ORIGINS.get(provenance.family)
+    family, origin = provenance.family, _origin(provenance.family)
     front_matter = dict(provenance.front_matter)
     if provenance.published:
         front_matter = {"license": "mit", "base_model": origin.weights, **front_matter}
     results = evaluation.results if evaluation else []
+    is_lycodec = next(iter(configs.values())).model_type == LycodecConfig.model_type
     card_data = ModelCardData(
         library_name="transformers",
         pipeline_tag="audio-to-audio",
-        tags=["audio-codec", "speech-tokenizer", "fsqcodec", *([family] if family else [])],
+        tags=["audio-codec", *([] if is_lycodec else ["speech-tokenizer"]), "fsqcodec", *([family] if family else [])],
         **({"model_name": provenance.title, "eval_results": results} if results else {}),
         **front_matter,
     )
     published = list(configs) if provenance.published else []
-    columns = [_facts(_fields(config)) for config in configs.values()]
+    columns = [_facts(type(config), _fields(config)) for config in configs.values()]
     card = ModelCard.from_template(
         card_data,
         template_path=TEMPLATE,
@@ -323,6 +335,7 @@ def _render(
         columns=list(configs),
         rows=[(label, [facts[label] for facts in columns]) for label in columns[0]],
         config=next(iter(configs.values())),
+        is_lycodec=is_lycodec,
         path=presets[0] if presets else "path/of/this/folder",
         presets=presets,
         evaluation=evaluation,
@@ -335,7 +348,7 @@ def _render(
     return f"{card.content.rstrip()}\n"
 
 
-def _render_neucodec(config, provenance: Provenance, evaluation: Evaluation | None = None) -> str:
+def _render_neucodec(config: NeuCodecRates, provenance: Provenance, evaluation: Evaluation | None = None) -> str:
     """The card of one NeuCodec or distill-NeuCodec."""
     origin = NEUCODEC_ORIGINS.get(provenance.family)
     front_matter = dict(provenance.front_matter)
@@ -363,17 +376,16 @@ def _render_neucodec(config, provenance: Provenance, evaluation: Evaluation | No
     return f"{card.content.rstrip()}\n"
 
 
-def _fields(config: CodecConfig) -> str:
-    return json.dumps({name: getattr(config, name) for name in CodecConfig.__annotations__})
+def _fields(config: PreTrainedConfig) -> str:
+    return json.dumps({name: getattr(config, name) for name in type(config).__annotations__})
 
 
 @functools.cache
-def _facts(fields: str) -> dict[str, str]:
+def _facts(config_class: type[PreTrainedConfig], fields: str) -> dict[str, str]:
     """Label and value of what follows from a configuration, given as JSON of its fields."""
-    config = CodecConfig(**json.loads(fields))
+    config = config_class(**json.loads(fields))
     with torch.device("meta"):
-        model = CodecModel(config).eval()
-    window = config.attention_window_size
+        model = MODEL_MAPPING[config_class](config).eval()
     counts = multiply_accumulates(config, COUNTED_SECONDS)
     parameters = num_parameters(model)
     return {
@@ -381,15 +393,12 @@ def _facts(fields: str) -> dict[str, str]:
         "samples per token": f"{config.hop_length}",
         "tokens per second": f"{config.frame_rate:.2f}",
         "codebook": f"{config.codebook_size} ({' x '.join(map(str, config.quantization_levels))})",
+        **({"codebooks": f"{config.num_codebooks}"} if config.num_codebooks > 1 else {}),
         "bits per token": f"{config.bits_per_frame:.2f}",
         "bits per second": f"{config.bitrate:.1f}",
         "encoder look-ahead": _samples_and_milliseconds(config.encoder_lookahead_samples, config),
         "decoder look-ahead": _samples_and_milliseconds(config.decoder_lookahead_samples, config),
-        **(
-            {"attention window": f"{window} tokens ({window / config.frame_rate:.2f} s)"}
-            if config.has_attention
-            else {}
-        ),
+        **_attention_fact(config),
         "parameters": f"{parameters['total']:,}",
         "of these in encoder, decoder": f"{parameters['encoder']:,}, {parameters['decoder']:,}",
         f"multiply-accumulates to encode {COUNTED_SECONDS:g} s": f"{counts['encode'] / 1e9:.2f} G",
@@ -397,5 +406,12 @@ def _facts(fields: str) -> dict[str, str]:
     }
 
 
-def _samples_and_milliseconds(num_samples: int, config: CodecConfig) -> str:
+def _attention_fact(config: PreTrainedConfig) -> dict[str, str]:
+    if not getattr(config, "has_attention", False):
+        return {}
+    window = config.attention_window_size
+    return {"attention window": f"{window} tokens ({window / config.frame_rate:.2f} s)"}
+
+
+def _samples_and_milliseconds(num_samples: int, config: PreTrainedConfig) -> str:
     return f"{num_samples} samples ({1000 * num_samples / config.sampling_rate:.1f} ms)"

@@ -16,6 +16,19 @@ TAIL_KERNEL_SIZE = 7
 TAIL_DILATIONS = (1, 3, 9)
 
 
+def enhance_dilation(kernel_size: int) -> int:
+    """Dilation of the convolution that follows a trend pool of an enhance block."""
+    return kernel_size // 2 + 1
+
+
+# steps on each side that the encoder's first block and an enhance block look at: two pools and a convolution
+TREND_CONTEXT = 2 * (max(TREND_KERNEL_SIZES) // 2) + TREND_CONV_KERNEL_SIZE // 2
+ENHANCE_CONTEXT = max(
+    2 * (kernel_size // 2) + TREND_CONV_KERNEL_SIZE // 2 * enhance_dilation(kernel_size)
+    for kernel_size in ENHANCE_KERNEL_SIZES
+)
+
+
 @strict
 class CodecConfig(PreTrainedConfig):
     r"""
@@ -61,8 +74,7 @@ class CodecConfig(PreTrainedConfig):
     """
 
     model_type = "codec"
-    token_parts = ("encoder", "quantizer")
-    token_fields = (  # what tokens depend on, beside the weights of `token_parts`, whose names tell the stem
+    token_fields = (  # what tokens depend on, beside the weights of encoder and quantizer, whose names tell the stem
         "sampling_rate",
         "downsampling_ratios",
         "transformer_downsampling_ratio",
@@ -97,7 +109,7 @@ class CodecConfig(PreTrainedConfig):
     norm_eps: float = 1e-8
 
     def __post_init__(self, **kwargs):
-        unknown = set(kwargs) - _KNOWN_EXTRAS
+        unknown = set(kwargs) - KNOWN_EXTRAS
         if unknown:
             raise TypeError(
                 f"CodecConfig has no field {', '.join(sorted(map(repr, unknown)))}; it has: {', '.join(_OWN_FIELDS)}"
@@ -173,16 +185,6 @@ class CodecConfig(PreTrainedConfig):
             )
 
     @property
-    def input_sampling_rate(self) -> int:
-        """Hz of what is encoded: `sampling_rate`."""
-        return self.sampling_rate
-
-    @property
-    def output_sampling_rate(self) -> int:
-        """Hz of what is decoded: `sampling_rate`."""
-        return self.sampling_rate
-
-    @property
     def hop_length(self) -> int:
         """Samples of one frame."""
         return math.prod(self.downsampling_ratios) * self.transformer_downsampling_ratio
@@ -234,7 +236,7 @@ class CodecConfig(PreTrainedConfig):
         if self.encoder_stem == "frames":
             lookahead = step = self.downsampling_ratios[0]
         else:
-            lookahead = 2 * (max(TREND_KERNEL_SIZES) // 2) + TREND_CONV_KERNEL_SIZE // 2
+            lookahead = TREND_CONTEXT
             step = 1
             for ratio, depth in zip(self.downsampling_ratios, self.encoder_depths):
                 lookahead += depth * unit_context * step
@@ -294,14 +296,10 @@ class CodecConfig(PreTrainedConfig):
         frame's own, and as many before."""
         if self.decoder_head == "frames":
             return 1 + self.decoder_depths[0] * (UNIT_KERNEL_SIZE // 2) + LATENT_KERNEL_SIZE // 2
-        enhance_context = max(
-            2 * (kernel_size // 2) + TREND_CONV_KERNEL_SIZE // 2 * enhance_dilation(kernel_size)
-            for kernel_size in ENHANCE_KERNEL_SIZES
-        )
         # from the last sample of frame 0 back to the last step it depends on, at ever lower rates
         last_step = self.hop_length - 1 + TAIL_KERNEL_SIZE // 2 * (sum(TAIL_DILATIONS) + 1)
         for ratio, depth in zip(reversed(self.upsampling_ratios), reversed(self.decoder_depths)):
-            last_step = _last_interpolated(last_step, ratio) + enhance_context + depth * (UNIT_KERNEL_SIZE // 2)
+            last_step = _last_interpolated(last_step, ratio) + ENHANCE_CONTEXT + depth * (UNIT_KERNEL_SIZE // 2)
         return last_step + LATENT_KERNEL_SIZE // 2 - (self.transformer_downsampling_ratio - 1)
 
     @classmethod
@@ -330,13 +328,8 @@ def _first_attended(step: int, window_size: int, num_layers: int) -> int:
     return (step // window_size - num_layers) * window_size if num_layers else step
 
 
-def enhance_dilation(kernel_size: int) -> int:
-    """Dilation of the convolution that follows a trend pool of an enhance block."""
-    return kernel_size // 2 + 1
-
-
 _OWN_FIELDS = tuple(CodecConfig.__annotations__)
-_KNOWN_EXTRAS = {  # what Transformers itself passes to a configuration, beside its fields
+KNOWN_EXTRAS = {  # what Transformers itself passes to a configuration, beside its fields
     "_commit_hash",
     "_name_or_path",
     "attn_implementation",

@@ -31,7 +31,7 @@ class DistillNeuCodecConfig(NeuCodecRates, NeuCodecConfig):
     """
 
     model_type = "distill_neucodec"
-    token_fields = (  # what tokens depend on, beside the weights of `token_parts`
+    token_fields = (  # what tokens depend on, beside the weights of the model's `token_parts`
         "input_sampling_rate",
         "downsampling_ratios",
         "transformer_downsampling_ratio",
@@ -39,7 +39,6 @@ class DistillNeuCodecConfig(NeuCodecRates, NeuCodecConfig):
         "encoder_num_attention_heads",
         "quantization_levels",
     )
-    token_parts = ("semantic_encoder", "semantic_adapter", "acoustic_encoder", "fc_acoustic", "fc_encoder", "quantizer")
     sub_configs_defaults = {
         "semantic_model_config": SubConfigSpec(
             config_class=AutoConfig, model_type="hubert", init_kwargs={"num_hidden_layers": 2}

@@ -46,12 +46,11 @@ class FsqNeuCodecConfig(NeuCodecRates, NeuCodecConfig):
     """
 
     model_type = "fsq_neucodec"
-    token_fields = (  # what tokens depend on, beside the weights of `token_parts`
+    token_fields = (  # what tokens depend on, beside the weights of the model's `token_parts`
         "input_sampling_rate",
         "downsampling_ratios",
         "quantization_levels",
     )
-    token_parts = ("semantic_encoder", "semantic_adapter", "acoustic_encoder", "fc_encoder", "quantizer")
 
 
 FsqNeuCodecConfig.register_for_auto_class()

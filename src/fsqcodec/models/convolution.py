@@ -68,7 +68,8 @@ class DownsamplingConv1d(nn.Conv1d):
 
 
 def upsample_linear(x: torch.Tensor, ratio: int, mask: torch.Tensor | None) -> torch.Tensor:
-    """Linear interpolation of `(batch, num_steps, channels)` to `ratio` times the steps, edges held.
+    """Linear interpolation of `(batch, num_steps, channels)` to `ratio` times the steps, edges held; `mask` may have
+    its padding on both sides.
 
     An integer ratio has `ratio` phases with constant weights, so the result does not drift with length as
     `F.interpolate(mode="linear")` does, whose positions are float32.
@@ -76,8 +77,8 @@ def upsample_linear(x: torch.Tensor, ratio: int, mask: torch.Tensor | None) -> t
     before = torch.cat([x[:, :1], x[:, :-1]], dim=1)
     after = torch.cat([x[:, 1:], x[:, -1:]], dim=1)
     if mask is not None:
-        after_is_real = F.pad(mask[:, 1:], (0, 0, 0, 1))
-        after = torch.where(after_is_real, after, x)
+        before = torch.where(F.pad(mask[:, :-1], (0, 0, 1, 0)), before, x)
+        after = torch.where(F.pad(mask[:, 1:], (0, 0, 0, 1)), after, x)
     offsets = [(phase + 0.5) / ratio - 0.5 for phase in range(ratio)]
     phases = [torch.lerp(x, after if offset > 0 else before, abs(offset)) for offset in offsets]
     return torch.stack(phases, dim=2).flatten(1, 2)
@@ -89,9 +90,17 @@ def trend_pool(signal: torch.Tensor, kernel_size: int, mask: torch.Tensor | None
     """
     if kernel_size == 1:
         return signal
-    peaks = F.max_pool1d(signal.abs(), kernel_size, stride=1, padding=kernel_size // 2)
+    peaks = _max_pool(signal.abs(), kernel_size)
     envelope = F.avg_pool1d(zero_padding(peaks, mask), kernel_size, stride=1, padding=kernel_size // 2)
     return zero_padding(envelope, mask)
+
+
+def _max_pool(x: torch.Tensor, kernel_size: int) -> torch.Tensor:
+    """Maximum over `kernel_size` steps, as many out as in. In a graph it is the two-dimensional one: the other, ten
+    times as fast on a CPU, fixes the number of steps there."""
+    if torch.compiler.is_compiling():
+        return F.max_pool2d(x.unsqueeze(2), (1, kernel_size), stride=1, padding=(0, kernel_size // 2)).squeeze(2)
+    return F.max_pool1d(x, kernel_size, stride=1, padding=kernel_size // 2)
 
 
 class TrendStem(nn.Module):
@@ -135,8 +144,11 @@ class ClipNorm(nn.Module):
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """Normalised x; statistics are in float32. `mask` is `(batch, 1, num_steps)` here."""
         x = at_least_float32(x)
-        mean, variance = self.statistics(x, mask)
-        x = (x - mean) * torch.rsqrt(variance + self.eps)
+        return self.normalize(x, *self.statistics(x, mask))
+
+    def normalize(self, x: torch.Tensor, mean: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
+        """x `(batch, channels, num_steps)` by statistics that broadcast to it."""
+        x = (at_least_float32(x) - mean) * torch.rsqrt(variance + self.eps)
         return x.to(self.weight.dtype) * self.weight + self.bias
 
     def statistics(self, x: torch.Tensor, mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -222,12 +234,20 @@ class TrendEnhance(nn.Module):
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """`(batch, num_steps, channels)` to the same shape."""
         row_mask = None if mask is None else mask.transpose(1, 2)
+        return self.scale(x, self.norm(self.envelopes(x, mask), row_mask))
+
+    def envelopes(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """`(batch, num_steps, channels)` to `(batch, num_trends, num_steps)`, of its first channel."""
+        row_mask = None if mask is None else mask.transpose(1, 2)
         row = zero_padding(x[..., :1].transpose(1, 2).contiguous(), row_mask)
         trends = [
             conv(trend_pool(row, kernel_size, row_mask)) for conv, kernel_size in zip(self.trends, ENHANCE_KERNEL_SIZES)
         ]
-        gain = self.to_gain(self.norm(torch.cat(trends, dim=1), row_mask).transpose(1, 2))
-        return torch.addcmul(x, x, gain)
+        return torch.cat(trends, dim=1)
+
+    def scale(self, x: torch.Tensor, envelopes: torch.Tensor) -> torch.Tensor:
+        """x `(batch, num_steps, channels)` by what normalised envelopes `(batch, num_trends, num_steps)` say."""
+        return torch.addcmul(x, x, self.to_gain(envelopes.transpose(1, 2)))
 
 
 def layer_norm(channels: int, eps: float | None) -> nn.Module:
@@ -268,7 +288,10 @@ class ConvUnit(GradientCheckpointingLayer):
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """`(batch, num_steps, channels)` to the same shape."""
-        y = self.depthwise(zero_padding(x, mask))
+        return self.add_mlp(x, self.depthwise(zero_padding(x, mask)))
+
+    def add_mlp(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """x and what the MLP makes of y, the depth-wise convolution of x."""
         return x + in_tiles(self._mix, y, self.expand.out_features)
 
     def _mix(self, y: torch.Tensor) -> torch.Tensor:

@@ -19,11 +19,13 @@ class CodecFeatureExtractor(SequenceFeatureExtractor):
     """
 
     model_input_names = ["input_values", "padding_mask"]
+    num_channels = 1
 
     def __init__(self, feature_size: int = 1, sampling_rate: int = 16000, padding_value: float = 0.0, **kwargs):
         super().__init__(feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
-        if feature_size != 1:
-            raise ValueError(f"feature_size is {feature_size}: the codec is mono, 1 is wanted")
+        if feature_size != self.num_channels:
+            kind = "mono" if self.num_channels == 1 else "stereo"
+            raise ValueError(f"feature_size is {feature_size}: the codec is {kind}, {self.num_channels} is wanted")
         if self.padding_side != "right":
             raise ValueError(f"padding_side is {self.padding_side!r}: the codec wants its padding on the right")
 
@@ -69,7 +71,7 @@ class CodecFeatureExtractor(SequenceFeatureExtractor):
             raise ValueError(f"max_length is {max_length}: at least one sample is wanted")
         is_batch = isinstance(audio, (list, tuple)) and len(audio) > 0 and not np.isscalar(audio[0])
         clips = [
-            _checked_clip(clip, f"audio[{i}]" if is_batch else "audio")
+            self._checked_clip(clip, f"audio[{i}]" if is_batch else "audio")
             for i, clip in enumerate(audio if is_batch else [audio])
         ]
         batch = self.pad(
@@ -80,14 +82,28 @@ class CodecFeatureExtractor(SequenceFeatureExtractor):
             return_attention_mask=True,
         )
         values, masks = batch["input_values"], batch["attention_mask"]
-        features = BatchFeature({"input_values": [value[np.newaxis] for value in values], "padding_mask": list(masks)})
+        features = BatchFeature(
+            {"input_values": [np.atleast_2d(value.T) for value in values], "padding_mask": list(masks)}
+        )
         if padding or return_tensors is not None:
             features = features.convert_to_tensors(return_tensors or "np")
         return features
 
+    def _checked_clip(self, clip, name: str) -> np.ndarray:
+        """The clip as float32, or a ValueError that says what is wrong with it."""
+        return _checked_samples(self._with_channels(_as_array(clip, name), name), name)
 
-def _checked_clip(clip, name: str) -> np.ndarray:
-    """The clip as float32 `(num_samples,)`, or a ValueError that says what is wrong with it."""
+    def _with_channels(self, clip: np.ndarray, name: str) -> np.ndarray:
+        """The clip with as many channels as the codec has; `ValueError` for a shape it can't have."""
+        if clip.ndim != 1:
+            raise ValueError(
+                f"{name} has shape {clip.shape}: mono audio (num_samples,) is wanted. Take one channel or the mean of "
+                "them (audio.mean(axis=0) where channels come first); pass a batch as a list of clips"
+            )
+        return clip
+
+
+def _as_array(clip, name: str) -> np.ndarray:
     if hasattr(clip, "detach"):
         clip = clip.detach().cpu()
         clip = (clip.float() if clip.is_floating_point() else clip).numpy()
@@ -95,12 +111,10 @@ def _checked_clip(clip, name: str) -> np.ndarray:
         raise ValueError(
             f"{name} is a {type(clip).__name__}: a numpy array, a torch tensor or a list of floats is wanted"
         )
-    clip = np.asarray(clip)
-    if clip.ndim != 1:
-        raise ValueError(
-            f"{name} has shape {clip.shape}: mono audio (num_samples,) is wanted. Take one channel or the mean of them "
-            "(audio.mean(axis=0) where channels come first); pass a batch as a list of clips"
-        )
+    return np.asarray(clip)
+
+
+def _checked_samples(clip: np.ndarray, name: str) -> np.ndarray:
     if clip.size == 0:
         raise ValueError(f"{name} is empty: at least one sample is wanted")
     if clip.dtype.kind == "i" and clip.dtype.itemsize == 2:
@@ -110,7 +124,7 @@ def _checked_clip(clip, name: str) -> np.ndarray:
             f"{name} holds {clip.dtype}: floats in [-1, 1] or int16 are wanted. Divide integers by their full scale"
         )
     if not np.isfinite(clip).all():
-        first = int(np.flatnonzero(~np.isfinite(clip))[0])
+        first = int(np.argwhere(~np.isfinite(clip))[0][0])
         raise ValueError(f"{name} has NaN or infinite samples, the first at index {first}: repair or drop the clip")
     peak = float(np.abs(clip).max())
     if peak > LOUDEST_SENSIBLE_PEAK:

@@ -28,7 +28,8 @@ class FrameStem(nn.Module):
 
     def forward(self, signal: torch.Tensor, mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
         """`(batch, num_steps * hop, 1)` and its mask to `(batch, num_steps, channels)` and its mask."""
-        windows = F.pad(signal.squeeze(-1), (self.hop, self.hop)).unfold(1, 3 * self.hop, self.hop)
+        hops = F.pad(signal.unflatten(1, (-1, self.hop)).squeeze(-1), (0, 0, 1, 1))
+        windows = torch.cat([hops[:, :-2], hops[:, 1:-1], hops[:, 2:]], dim=-1)
         return self.project(windows), None if mask is None else mask[:, :: self.hop]
 
 

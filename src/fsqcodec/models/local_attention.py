@@ -15,6 +15,7 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .convolution import DownsamplingConv1d, upsample_linear
+from .padding import ceil_divide
 from .precision import Float32Linear
 
 MAX_TILE_SIZE = 128  # queries that share one attention call: few enough to skip most keys that lie in their future
@@ -59,31 +60,86 @@ class LocalAttention(nn.Module):
 
     def forward(self, x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         """`(B, T, hidden_size)` and the table of `tile_bias` to `(B, T, hidden_size)`."""
-        batch_size, num_steps, _ = x.shape
-        query, key, value = (
-            self.to_qkv(x).view(batch_size, num_steps, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
-        )
+        attend = self._attend_in_graph if torch.compiler.is_compiling() else self.attend
+        return self.merge_heads(attend(*self.split_heads(x), bias))
+
+    def split_heads(self, x: torch.Tensor) -> torch.Tensor:
+        """`(B, T, hidden_size)` to query, key and value, `(3, B, H, T, D)`."""
+        return self.to_qkv(x).view(*x.shape[:2], 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+
+    def merge_heads(self, x: torch.Tensor) -> torch.Tensor:
+        """`(B, H, T, D)` to `(B, T, hidden_size)`."""
+        return self.to_out(x.transpose(1, 2).flatten(2))
+
+    def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        """Queries `(B, H, T, D)`, the last of the steps that there are keys and values for, to `(B, H, T, D)`.
+
+        The first key is the first step of a block: of the first one where the clip is whole.
+        """
         bias = bias.to(query.dtype)
+        num_keys = key.shape[2]
+        first_query = num_keys - query.shape[2]
         tiles = []
-        for start, stop in self._tiles(num_steps, tile_size=bias.shape[1]):
+        for start, stop in self._tiles(first_query, num_keys, tile_size=bias.shape[1]):
             first_key = max(start // self.window_size - 1, 0) * self.window_size
             columns = slice(2 * self.window_size + first_key - start, 2 * self.window_size + stop - start)
             tiles.append(
                 F.scaled_dot_product_attention(
-                    query[:, :, start:stop],
+                    query[:, :, start - first_query : stop - first_query],
                     key[:, :, first_key:stop],
                     value[:, :, first_key:stop],
                     attn_mask=bias[None, :, : stop - start, columns],
                 )
             )
-        return self.to_out(torch.cat(tiles, dim=2).transpose(1, 2).flatten(2))
+        return torch.cat(tiles, dim=2)
 
-    def _tiles(self, num_steps: int, tile_size: int):
-        """The steps from 0 to `num_steps` in tiles that do not cross the blocks' borders."""
-        for block_start in range(0, num_steps, self.window_size):
-            block_stop = min(block_start + self.window_size, num_steps)
-            for start in range(block_start, block_stop, tile_size):
-                yield start, min(start + tile_size, block_stop)
+    def _tiles(self, first: int, num_steps: int, tile_size: int):
+        """The steps from `first` to `num_steps` in tiles that do not cross the blocks' borders."""
+        while first < num_steps:
+            block_stop = (first // self.window_size + 1) * self.window_size
+            stop = min(first + tile_size, block_stop, num_steps)
+            yield first, stop
+            first = stop
+
+    def _attend_in_graph(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor
+    ) -> torch.Tensor:
+        """`attend` for whole clips without a loop over time, so that one graph serves any number of steps: all blocks
+        at once, each with the block before in front, as if they were heads. The steps are padded to whole blocks, and
+        by one more: where the number of blocks could be 1, torch would make a graph for that alone."""
+        num_steps, window_size = query.shape[2], self.window_size
+        num_blocks = ceil_divide(num_steps, window_size) + 1
+        num_missing = num_blocks * window_size - num_steps
+
+        def in_blocks(x: torch.Tensor) -> torch.Tensor:
+            blocks = x.reshape(*x.shape[:2], num_blocks, window_size, self.head_dim)
+            return blocks.transpose(1, 2).flatten(1, 2)
+
+        def with_block_before(x: torch.Tensor) -> torch.Tensor:
+            padded = F.pad(x, (0, 0, window_size, num_missing))
+            before, own = padded[:, :, :-window_size], padded[:, :, window_size:]
+            return torch.cat([in_blocks(before), in_blocks(own)], dim=2)
+
+        query = in_blocks(F.pad(query, (0, 0, 0, num_missing)))
+        key, value = with_block_before(key), with_block_before(value)
+        bias = bias.to(query.dtype)
+        block_index = torch.arange(num_blocks, device=query.device).view(-1, 1, 1, 1)
+        is_before_start = (block_index == 0) & (torch.arange(2 * window_size, device=query.device) < window_size)
+        tiles = []
+        for start, stop in self._tiles(0, window_size, tile_size=bias.shape[1]):
+            num_keys = window_size + stop
+            tile_bias = bias[:, : stop - start, window_size - start : window_size - start + num_keys]
+            tile_bias = tile_bias.masked_fill(is_before_start[..., :num_keys], -math.inf)
+            tiles.append(
+                F.scaled_dot_product_attention(
+                    query[:, :, start:stop],
+                    key[:, :, :num_keys],
+                    value[:, :, :num_keys],
+                    attn_mask=tile_bias.flatten(0, 1).unsqueeze(0),
+                )
+            )
+        attended = torch.cat(tiles, dim=2).unflatten(1, (num_blocks, self.num_heads))
+        return attended.transpose(1, 2).flatten(2, 3)[:, :, :num_steps]
 
 
 class LocalTransformerLayer(GradientCheckpointingLayer):
@@ -100,7 +156,10 @@ class LocalTransformerLayer(GradientCheckpointingLayer):
 
     def forward(self, x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         """`(B, T, hidden_size)` to the same shape."""
-        x = x + self.attention(self.attention_norm(x), bias)
+        return self.add_mlp(x + self.attention(self.attention_norm(x), bias))
+
+    def add_mlp(self, x: torch.Tensor) -> torch.Tensor:
+        """`(B, T, hidden_size)` to the same shape: what follows attention."""
         up, gate = self.up_and_gate(self.mlp_norm(x)).chunk(2, dim=-1)
         return x + self.down(up * F.gelu(gate))
 

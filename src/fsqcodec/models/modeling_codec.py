@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers.modeling_utils import PreTrainedAudioTokenizerBase
 from transformers.utils import ModelOutput, can_return_tuple
 
 from .configuration_codec import LATENT_KERNEL_SIZE, TAIL_DILATIONS, TAIL_KERNEL_SIZE, CodecConfig
@@ -26,8 +25,8 @@ from .convolution import (
 )
 from .frames import FrameHead, FrameStem
 from .local_attention import DownsamplingTransformer, UpsamplingTransformer
-from .padding import ceil_to_multiple, check_tensor, checked_indices, right_padding_mask, zero_padding
-from .pretrained import StrictPreTrainedMixin
+from .padding import ceil_divide, ceil_to_multiple, right_padding_mask, zero_padding
+from .pretrained import PreTrainedCodec, check_code_range, check_num_samples, check_tensor
 from .quantization import FiniteScalarQuantizer
 
 FRAMES_UNIT_START_GAIN = 0.1  # deep stacks of units at one rate learn fast and steadily from near the identity
@@ -195,7 +194,7 @@ class CodecDecoder(nn.Module):
         return self.to_waveform(zero_padding(self.tail_snake(x), mask)), mask
 
 
-class CodecModel(StrictPreTrainedMixin, PreTrainedAudioTokenizerBase):
+class CodecModel(PreTrainedCodec):
     """Speech and audio to one stream of tokens, and back.
 
     A clip's tokens and its audio do not depend on the batch it is in: padding is masked wherever steps are mixed.
@@ -203,10 +202,7 @@ class CodecModel(StrictPreTrainedMixin, PreTrainedAudioTokenizerBase):
 
     config: CodecConfig
     base_model_prefix = "codec"
-    main_input_name = "input_values"
-    input_modalities = ("audio",)
     supports_gradient_checkpointing = True
-    _supports_sdpa = True
     _no_split_modules = [
         "TrendStem",
         "ConvUnit",
@@ -225,11 +221,6 @@ class CodecModel(StrictPreTrainedMixin, PreTrainedAudioTokenizerBase):
         self.quantizer = FiniteScalarQuantizer(config.latent_dim, config.quantization_levels, config.quantizer_bound)
         self.decoder = CodecDecoder(config)
         self.post_init()
-
-    def _init_weights(self, module: nn.Module):
-        """Every layer's own initialisation; weights that come from a checkpoint are left alone."""
-        if hasattr(module, "reset_parameters"):
-            module.reset_parameters()
 
     @can_return_tuple
     def encode(
@@ -296,14 +287,10 @@ class CodecModel(StrictPreTrainedMixin, PreTrainedAudioTokenizerBase):
         else:
             check_tensor(latents, "latents", self.config.latent_dim, "num_frames", is_float=True)
         batch_size, _, num_frames = (audio_codes if latents is None else latents).shape
-        most_samples = num_frames * self.config.hop_length
-        if num_samples is not None and not (isinstance(num_samples, int) and 0 < num_samples <= most_samples):
-            raise ValueError(
-                f"num_samples is {num_samples}: {num_frames} frames hold whole numbers up to {most_samples}"
-            )
+        check_num_samples(num_samples, num_frames, self.config.hop_length)
         mask = right_padding_mask(audio_codes_mask, (batch_size, num_frames), "audio_codes_mask", "frame")
         if latents is None:
-            features = self.quantizer.indices_to_features(checked_indices(audio_codes, mask, self.config.codebook_size))
+            features = self.quantizer.indices_to_features(self._checked_indices(audio_codes, mask))
         else:
             features = self.quantizer.latents_to_features(latents.transpose(1, 2))
         return CodecDecoderOutput(self._decode_features(features, mask, num_samples))
@@ -340,20 +327,20 @@ class CodecModel(StrictPreTrainedMixin, PreTrainedAudioTokenizerBase):
         check_tensor(input_values, "input_values", 1, "num_samples", is_float=True)
         config = self.config
         num_samples = input_values.shape[-1]
-        num_frames = ceil_to_multiple(num_samples, config.hop_length) // config.hop_length
-        heard_samples = min(
-            ceil_to_multiple(num_samples, config.padding_multiple),
-            ceil_to_multiple(num_frames * config.hop_length + config.encoder_lookahead_samples, config.hop_length),
+        num_frames = ceil_divide(num_samples, config.hop_length)
+        silent_frames = torch.sym_min(  # `min`, also of numbers that a graph does not know
+            -num_frames % config.padding_frames, ceil_divide(config.encoder_lookahead_samples, config.hop_length)
         )
+        heard_samples = (num_frames + silent_frames) * config.hop_length
         mask = right_padding_mask(padding_mask, (input_values.shape[0], num_samples), "padding_mask", "sample")
         frame_mask = sample_mask = None
         x = input_values.transpose(1, 2).to(self.dtype)
         if mask is not None:
             x = zero_padding(x, mask)
             clip_samples = mask.sum(dim=1, keepdim=True)
-            steps = torch.arange(heard_samples, device=mask.device)[None, :, None]
-            sample_mask = steps < ceil_to_multiple(clip_samples, config.padding_multiple)
-            frame_mask = steps[:, :num_frames] * config.hop_length < clip_samples
+            samples, frames = (torch.arange(n, device=mask.device)[None, :, None] for n in (heard_samples, num_frames))
+            sample_mask = samples < ceil_to_multiple(clip_samples, config.padding_multiple)
+            frame_mask = frames * config.hop_length < clip_samples
         x = nn.functional.pad(x, (0, 0, 0, heard_samples - num_samples))
         return self.encoder(x, sample_mask)[:, :num_frames], frame_mask
 
@@ -362,6 +349,14 @@ class CodecModel(StrictPreTrainedMixin, PreTrainedAudioTokenizerBase):
     ) -> torch.Tensor:
         """The quantizer's output `(batch, num_frames, latent_dim)` to audio `(batch, 1, num_samples)`."""
         return self.decoder(features, frame_mask).transpose(1, 2)[..., :num_samples]
+
+    def _checked_indices(self, audio_codes: torch.Tensor, frame_mask: torch.Tensor | None) -> torch.Tensor:
+        """Indices `(batch, num_frames)`, 0 in padding."""
+        indices = audio_codes[:, 0].to(torch.int64)
+        if frame_mask is not None:
+            indices = zero_padding(indices, frame_mask[..., 0])
+        check_code_range(indices, self.config.codebook_size)
+        return indices
 
     def _code_outputs(self, indices: torch.Tensor, frame_mask: torch.Tensor | None) -> dict:
         """`audio_codes` and `audio_codes_mask` as the outputs hold them."""

@@ -20,8 +20,8 @@ from .neucodec_parts import (
     adapt_semantics,
     masked_group_norm,
 )
-from .padding import check_tensor, right_padding_mask, zero_padding
-from .pretrained import StrictPreTrainedMixin
+from .padding import right_padding_mask, zero_padding
+from .pretrained import PreTrainedCodec, check_tensor
 
 
 class DistillSemanticAdapter(nn.Module):
@@ -39,7 +39,7 @@ class DistillSemanticAdapter(nn.Module):
         return adapt_semantics(self, x, mask)
 
 
-class DistillNeuCodecModel(StrictPreTrainedMixin, NeuCodecDecodingMixin, NeuCodecPreTrainedModel):
+class DistillNeuCodecModel(NeuCodecDecodingMixin, PreTrainedCodec, NeuCodecPreTrainedModel):
     """distill-NeuCodec (https://huggingface.co/neuphonic/distill-neucodec): speech at 16 kHz to 50 tokens a second, in
     NeuCodec's codebook, and back at 24 kHz.
 
@@ -47,6 +47,8 @@ class DistillNeuCodecModel(StrictPreTrainedMixin, NeuCodecDecodingMixin, NeuCode
     """
 
     config: DistillNeuCodecConfig
+    base_model_prefix = "neucodec"
+    token_parts = ("semantic_encoder", "semantic_adapter", "acoustic_encoder", "fc_acoustic", "fc_encoder", "quantizer")
     _no_split_modules = [
         "HubertEncoderLayer",
         "ParametrizedConv1d",

@@ -7,11 +7,11 @@ from transformers.utils import can_return_tuple
 
 from .configuration_neucodec import FsqNeuCodecConfig
 from .neucodec_parts import NeuCodecDecodingMixin, NeuCodecEncoderOutput, NeuCodecOutput, adapt_semantics
-from .padding import check_tensor, right_padding_mask, zero_padding
-from .pretrained import StrictPreTrainedMixin
+from .padding import right_padding_mask, zero_padding
+from .pretrained import PreTrainedCodec, check_tensor
 
 
-class FsqNeuCodecModel(StrictPreTrainedMixin, NeuCodecDecodingMixin, NeuCodecModel):
+class FsqNeuCodecModel(NeuCodecDecodingMixin, PreTrainedCodec, NeuCodecModel):
     """NeuCodec (https://huggingface.co/neuphonic/neucodec): speech at 16 kHz to 50 tokens a second, and back at 24 kHz.
 
     Architecture and weights are those of Transformers' `NeuCodecModel`. Here a clip's tokens and its audio do not
@@ -19,6 +19,8 @@ class FsqNeuCodecModel(StrictPreTrainedMixin, NeuCodecDecodingMixin, NeuCodecMod
     """
 
     config: FsqNeuCodecConfig
+    base_model_prefix = "neucodec"
+    token_parts = ("semantic_encoder", "semantic_adapter", "acoustic_encoder", "fc_encoder", "quantizer")
     _no_split_modules = [
         "Wav2Vec2BertEncoderLayer",
         "NeuCodecEncoderBlock",

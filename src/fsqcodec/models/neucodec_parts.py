@@ -12,11 +12,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers.masking_utils import create_bidirectional_mask
-from transformers.models.neucodec.modeling_neucodec import NeuCodecDecoder, NeuCodecISTFTHead, NeuCodecResNetBlock
+from transformers.models.neucodec.modeling_neucodec import (
+    NeuCodecDecoder,
+    NeuCodecISTFTHead,
+    NeuCodecPreTrainedModel,
+    NeuCodecResNetBlock,
+)
 from transformers.utils import ModelOutput, can_return_tuple
 
-from .padding import check_tensor, checked_indices, right_padding_mask, zero_padding
+from .padding import right_padding_mask, zero_padding
 from .precision import at_least_float32
+from .pretrained import check_code_range, check_num_samples, check_tensor
 
 MAX_MAGNITUDE = 100.0  # of the spectrum, as in the original
 SMALLEST_ENVELOPE = 1e-11
@@ -69,12 +75,17 @@ class NeuCodecOutput(ModelOutput):
 class NeuCodecDecodingMixin:
     """From the two branches' features on, both models are the same: quantizer and decoder. To be inherited first."""
 
+    def _init_weights(self, module: nn.Module):
+        """Transformers' own initialisation, which also computes the constants that no checkpoint holds."""
+        NeuCodecPreTrainedModel._init_weights(self, module)
+
     @can_return_tuple
     def decode(
         self,
         audio_codes: torch.Tensor | None = None,
         latents: torch.Tensor | None = None,
         audio_codes_mask: torch.Tensor | None = None,
+        num_samples: int | None = None,
         return_dict: bool | None = None,
     ) -> NeuCodecDecoderOutput:
         """Tokens, or the quantizer's output, to audio at `config.output_sampling_rate`.
@@ -85,9 +96,12 @@ class NeuCodecDecodingMixin:
                 `audio_codes`, as `encode` returns them.
             audio_codes_mask (`torch.Tensor` of shape `(batch, num_frames)`, *optional*): 1 for frames, 0 for padding on
                 the right, whose codes are not looked at; all frames if not given.
+            num_samples (`int`, *optional*): cut the audio to this length at `config.output_sampling_rate`. Up to one
+                frame more than there is changes nothing, as NeuCodec drops what follows the last whole frame.
 
         Raises:
-            ValueError: both or none of `audio_codes` and `latents`, another type or shape, codes out of range.
+            ValueError: both or none of `audio_codes` and `latents`, another type or shape, codes out of range, a
+                `num_samples` that the frames and one more do not hold.
         """
         if (audio_codes is None) == (latents is None):
             raise ValueError("decode takes either audio_codes or latents")
@@ -97,14 +111,18 @@ class NeuCodecDecodingMixin:
             check_tensor(latents, "latents", self.config.quantization_dim, "num_frames", is_float=True)
         given = audio_codes if latents is None else latents
         shape = given.shape[0], given.shape[-1]
+        check_num_samples(num_samples, shape[1] + 1, self.config.decoder_hop_length)
         mask = right_padding_mask(audio_codes_mask, shape, "audio_codes_mask", "frame")
         if latents is None:
-            indices = checked_indices(audio_codes, mask, self.config.codebook_size)
+            indices = audio_codes[:, 0].to(torch.int64)
+            indices = indices if mask is None else zero_padding(indices, mask[..., 0])
+            check_code_range(indices, self.config.codebook_size)
             values = self.quantizer.quantizer.codebook[indices].to(self.quantizer.project_out.weight.dtype)
             features = self.quantizer.project_out(values)
         else:
             features = latents.transpose(1, 2)
-        return NeuCodecDecoderOutput(decode_features(self.acoustic_decoder, features, mask, self.config))
+        audio_values = decode_features(self.acoustic_decoder, features, mask, self.config)
+        return NeuCodecDecoderOutput(audio_values[..., :num_samples])
 
     def _quantized(self, features: torch.Tensor, mask: torch.Tensor | None, output_latents: bool):
         """The output of `encode` from what `fc_encoder` makes, `(batch, num_frames, quantization_dim)`."""
@@ -118,10 +136,14 @@ class NeuCodecDecodingMixin:
 
     def _reconstructed(self, encoded: NeuCodecEncoderOutput, num_samples: int, output_latents: bool) -> NeuCodecOutput:
         """The output of `forward` for an input of `num_samples`; gradients pass the quantizer."""
-        decoded = self.decode(latents=encoded.latents, audio_codes_mask=encoded.audio_codes_mask, return_dict=True)
-        rates = self.config.output_sampling_rate / self.config.input_sampling_rate
+        decoded = self.decode(
+            latents=encoded.latents,
+            audio_codes_mask=encoded.audio_codes_mask,
+            num_samples=num_samples * self.config.output_sampling_rate // self.config.input_sampling_rate,
+            return_dict=True,
+        )
         return NeuCodecOutput(
-            audio_values=decoded.audio_values[..., : int(num_samples * rates)],
+            audio_values=decoded.audio_values,
             audio_codes=encoded.audio_codes,
             audio_codes_mask=encoded.audio_codes_mask,
             latents=encoded.latents if output_latents else None,

@@ -19,10 +19,10 @@ class Float32Linear(nn.Linear):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`(..., in_features)` to `(..., out_features)`, float32 or float64."""
         weight, bias = at_least_float32(self.weight), at_least_float32(self.bias)
-        with _no_autocast(x.device.type):
+        with no_autocast(x.device.type):
             return F.linear(x.to(weight.dtype), weight, bias)
 
 
-def _no_autocast(device_type: str) -> AbstractContextManager:
+def no_autocast(device_type: str) -> AbstractContextManager:
     """Where there is no autocast to switch off, as on the meta device, switching it off raises."""
     return torch.autocast(device_type, enabled=False) if is_autocast_available(device_type) else nullcontext()

@@ -10,7 +10,7 @@ from typing import Literal, get_args, get_origin
 
 import yaml
 
-from ..presets import PRESETS
+from ..models.configuration_codec import PRESETS
 
 LOSSES = ("waveform", "stft", "convergence_stft", "mel", "perceptual", "adversarial", "feature_matching")
 RECIPES = Path(__file__).parent / "recipes"

@@ -98,5 +98,6 @@ def _save(model: CodecModel, extractor: CodecFeatureExtractor, record: dict, fol
         model.save_pretrained(unfinished)
         extractor.save_pretrained(unfinished)
         (unfinished / TRAINING_RECORD).write_text(json.dumps(record, indent=1) + "\n")
+        (unfinished / CARD_NAME).write_text(f"# {folder.parent.resolve().name}\n")  # the title that the card keeps
         (unfinished / CARD_NAME).write_text(model_card(unfinished))
     shutil.rmtree(replaced, ignore_errors=True)

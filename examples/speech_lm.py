@@ -1,0 +1,190 @@
+"""Real speech to tokens, to a language model, and back to sound: a small Llama over the FSQ digits of a codec.
+
+    python examples/speech_lm.py --codec FOLDER --train SPEECH --held-out OTHER_SPEECH --output demo/speech-lm
+
+A source of speech is what `fsqcodec evaluate` takes: a folder, a manifest, a data set. The example tokenizes both,
+trains with `Trainer`, compares the loss on the held-out speech with the entropy of its tokens, and lets the model
+continue a held-out clip. It writes the language model with its vocabulary, `result.json`, `continued.wav`, which begins
+with half a second of the clip, and `continued.png`.
+"""
+
+import argparse
+import json
+import math
+from pathlib import Path
+
+import matplotlib
+import torch
+from datasets import Dataset
+from torch.nn.functional import cross_entropy
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments, default_data_collator, set_seed
+
+from fsqcodec.audio import read_audio, resample
+from fsqcodec.codecs import Codec, load_codec
+from fsqcodec.data import find_clips
+from fsqcodec.evaluation.token_statistics import token_statistics
+from fsqcodec.lm import AudioCollator, AudioLogitsProcessor, AudioStreamer, AudioVocabulary, resize_embeddings
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+
+PROMPT_SECONDS = 0.5
+
+
+def main():
+    arguments = parse_arguments()
+    set_seed(0)
+    codec = load_codec(arguments.codec)
+    vocabulary = AudioVocabulary.for_codec(codec, view="digits" if codec.quantization_levels else "codes")
+    train_rows = tokenize(codec, arguments.train, arguments.max_clips)
+    held_out_rows = tokenize(codec, arguments.held_out, arguments.max_clips)
+
+    collator = AudioCollator(vocabulary)
+    language_model = small_llama(vocabulary, arguments)
+    train(language_model, collator, train_rows, arguments)
+    vocabulary.save_pretrained(arguments.output)
+
+    block_frames = max(1, arguments.block_ids // vocabulary.num_ids_per_frame - 1)
+    result = {
+        "train_hours": sum(row["num_frames"] for row in train_rows) / codec.frame_rate / 3600,
+        "held_out_minutes": sum(row["num_frames"] for row in held_out_rows) / codec.frame_rate / 60,
+        "parameters": language_model.num_parameters(),
+        **bits_per_frame(language_model.eval(), collator, held_out_rows, block_frames),
+        **unigram_bits_per_frame(codec, held_out_rows),
+    }
+    (arguments.output / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result, indent=2))
+    continue_clip(language_model, vocabulary, codec, held_out_rows[0], arguments)
+
+
+def tokenize(codec: Codec, source: str, max_clips: int | None) -> Dataset:
+    """A row for each clip: `audio_codes`, lists of `(num_codebooks, num_frames)`, and `num_frames`."""
+    rows = []
+    for clip in find_clips([source])[:max_clips]:
+        audio, sampling_rate = clip.read("mix")
+        (codes,) = codec.encode([resample(audio, sampling_rate, codec.input_sampling_rate)])
+        rows.append({"id": clip.name, "audio_codes": codes.tolist(), "num_frames": codes.shape[1]})
+    print(f"{source}: {len(rows)} clips, {sum(row['num_frames'] for row in rows)} frames")
+    return Dataset.from_list(rows)
+
+
+def small_llama(vocabulary: AudioVocabulary, arguments: argparse.Namespace) -> LlamaForCausalLM:
+    language_model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=vocabulary.size,
+            hidden_size=arguments.hidden_size,
+            intermediate_size=3 * arguments.hidden_size,
+            num_hidden_layers=arguments.num_layers,
+            num_attention_heads=max(1, arguments.hidden_size // 64),
+            max_position_embeddings=arguments.block_ids,
+            bos_token_id=vocabulary.begin_of_audio_id,
+            eos_token_id=vocabulary.end_of_audio_id,
+            pad_token_id=vocabulary.end_of_audio_id,
+        )
+    )
+    resize_embeddings(language_model, vocabulary)
+    return language_model
+
+
+def train(language_model: LlamaForCausalLM, collator: AudioCollator, rows: Dataset, arguments: argparse.Namespace):
+    blocks = rows.map(
+        collator.pack, batched=True, remove_columns=rows.column_names, fn_kwargs={"num_ids": arguments.block_ids}
+    )
+    training_arguments = TrainingArguments(
+        output_dir=arguments.output,
+        max_steps=arguments.steps,
+        per_device_train_batch_size=arguments.batch_size,
+        learning_rate=arguments.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=arguments.steps // 20,
+        weight_decay=0.1,
+        adam_beta2=0.98,
+        use_cpu=not torch.cuda.is_available(),  # said outright, else there is no bf16 on one
+        bf16=arguments.bf16,
+        logging_steps=max(1, arguments.steps // 40),
+        save_strategy="no",
+        report_to="none",
+    )
+    trainer = Trainer(language_model, training_arguments, train_dataset=blocks, data_collator=default_data_collator)
+    trainer.train()
+    trainer.save_model()
+
+
+@torch.inference_mode()
+def bits_per_frame(language_model, collator: AudioCollator, rows: Dataset, block_frames: int) -> dict[str, float]:
+    """The model's loss on all frames, in bits; each is predicted from half a block before it or more, if there is."""
+    bits = 0.0
+    num_new = max(1, block_frames // 2)
+    for row in rows:
+        codes = torch.tensor(row["audio_codes"])
+        for start in range(0, codes.shape[1], num_new):
+            new = codes[:, start : start + num_new]
+            context = codes[:, max(0, start + num_new - block_frames) : start]
+            batch = collator([{"audio_codes": torch.cat([context, new], dim=1)}])
+            logits = language_model(batch["input_ids"].to(language_model.device)).logits[0, :-2].float().cpu()
+            labels = batch["labels"][0, 1:-1]  # without begin, which is given, and end, which the block does not have
+            num_ids = collator.vocabulary.codes_to_ids(new).numel()
+            bits += cross_entropy(logits[-num_ids:], labels[-num_ids:], reduction="sum").item() / math.log(2)
+    return {"language_model_bits_per_frame": bits / sum(rows["num_frames"])}
+
+
+def unigram_bits_per_frame(codec: Codec, rows: Dataset) -> dict[str, float]:
+    """Entropies of the very frames that the model is measured on. A model that knows how often each code occurs and not
+    what came before can't have a lower loss on them, even if it has counted them there."""
+    statistics = token_statistics(
+        [torch.tensor(row["audio_codes"]).numpy() for row in rows],
+        codec.codebook_sizes,
+        codec.frame_rate,
+        codec.quantization_levels,
+    )
+    bits = {"unigram_bits_per_frame": sum(codebook["entropy"] for codebook in statistics["codebooks"])}
+    if codec.quantization_levels:
+        (codebook,) = statistics["codebooks"]
+        bits["unigram_bits_per_frame_of_digits"] = sum(digit["entropy"] for digit in codebook["digits"])
+    return bits
+
+
+def continue_clip(language_model, vocabulary: AudioVocabulary, codec: Codec, row: dict, arguments: argparse.Namespace):
+    """Sample from the first half second of a clip to the length that the model was trained on, and look at it."""
+    codes = torch.tensor(row["audio_codes"])
+    prompt_codes = codes[:, : round(PROMPT_SECONDS * codec.frame_rate)]
+    prompt = torch.tensor([[vocabulary.begin_of_audio_id, *vocabulary.codes_to_ids(prompt_codes)]])
+    streamer = AudioStreamer(vocabulary, codec, arguments.output / "continued.wav")
+    language_model.generate(
+        prompt.to(language_model.device),
+        logits_processor=[AudioLogitsProcessor(vocabulary)],
+        streamer=streamer,
+        do_sample=True,
+        top_p=0.95,
+        max_length=max(arguments.block_ids, prompt.shape[1] + vocabulary.num_ids_per_frame),
+    )
+    continued = read_audio(arguments.output / "continued.wav", codec.output_sampling_rate)
+    (original,) = codec.decode([codes.numpy()], [len(continued)])
+    figure, axes = plt.subplots(2, figsize=(8, 6), sharex=True, layout="constrained")
+    for axis, (name, audio) in zip(axes, {"the clip": original, "continued by the model": continued}.items()):
+        axis.specgram(audio + 1e-7, NFFT=512, Fs=codec.output_sampling_rate, noverlap=384, vmin=-140, vmax=-30)
+        axis.axvline(PROMPT_SECONDS, color="white", linestyle=":")
+        axis.set(title=name, ylabel="Hz")
+    axes[-1].set_xlabel("seconds")
+    figure.savefig(arguments.output / "continued.png", dpi=110)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--codec", required=True, help="folder or Hub id of a codec")
+    parser.add_argument("--train", required=True, help="speech to train on")
+    parser.add_argument("--held-out", required=True, help="other speakers' speech to measure on")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the language model and the result")
+    parser.add_argument("--max-clips", type=int, help="of each source; all if left out")
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--batch-size", type=int, default=4, help="blocks a step")
+    parser.add_argument("--block-ids", type=int, default=1536, help="length of a block")
+    parser.add_argument("--hidden-size", type=int, default=192)
+    parser.add_argument("--num-layers", type=int, default=4)
+    parser.add_argument("--bf16", action="store_true", help="train in bf16 where the processor has it")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
