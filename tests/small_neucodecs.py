@@ -10,6 +10,8 @@ from fsqcodec import (
     FsqNeuCodecFeatureExtractor,
     FsqNeuCodecModel,
 )
+from fsqcodec.conversion.neucodec_table import convert_neucodec
+from fsqcodec.conversion.original_weights import OriginalWeights
 from small_configs import speech_like_clip
 
 _DECODER = {
@@ -86,3 +88,25 @@ def small_neucodec(origin: str, seed: int = 0):
     project_in.weight.copy_(axes[:num_axes] * len(found) ** 0.5 / spread[:num_axes, None])
     project_in.bias.copy_(-project_in.weight @ found.mean(dim=0))
     return model
+
+
+class _InventedWeights(OriginalWeights):
+    """A checkpoint that has whatever the conversion asks for, with random values; `invented` keeps it."""
+
+    def __init__(self):
+        super().__init__({})
+        self.invented = {}
+
+    def take(self, key: str, shape: tuple[int, ...]) -> torch.Tensor:
+        if key not in self.tensors:
+            limit = max(1, torch.Size(shape[1:]).numel()) ** -0.5
+            self.tensors[key] = self.invented[key] = limit * (2 * torch.rand(shape) - 1)
+        return super().take(key, shape)
+
+
+def original_checkpoint(origin: str, config) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """A random checkpoint by the original's keys, and what it is converted to."""
+    torch.manual_seed(0)
+    weights = _InventedWeights()
+    tensors, _ = convert_neucodec(origin, weights, config)
+    return weights.invented, tensors

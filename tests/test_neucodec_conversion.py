@@ -9,29 +9,7 @@ from clips import speech
 from fsqcodec.codecs import load_codec
 from fsqcodec.conversion.neucodec_table import NEUCODEC_MODELS, convert_neucodec
 from fsqcodec.conversion.original_weights import CheckpointError, OriginalWeights
-from small_neucodecs import CONFIGS
-
-
-class _InventedWeights(OriginalWeights):
-    """A checkpoint that has whatever the conversion asks for, with random values; `invented` keeps it."""
-
-    def __init__(self):
-        super().__init__({})
-        self.invented = {}
-
-    def take(self, key: str, shape: tuple[int, ...]) -> torch.Tensor:
-        if key not in self.tensors:
-            limit = max(1, torch.Size(shape[1:]).numel()) ** -0.5
-            self.tensors[key] = self.invented[key] = limit * (2 * torch.rand(shape) - 1)
-        return super().take(key, shape)
-
-
-def _checkpoint(origin: str, config) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """A random checkpoint by the original's keys, and what it is converted to."""
-    torch.manual_seed(0)
-    weights = _InventedWeights()
-    tensors, _ = convert_neucodec(origin, weights, config)
-    return weights.invented, tensors
+from small_neucodecs import CONFIGS, original_checkpoint
 
 
 @pytest.fixture(params=CONFIGS)
@@ -41,12 +19,12 @@ def origin(request):
 
 @pytest.fixture
 def state_dict(origin):
-    return _checkpoint(origin, CONFIGS[origin])[0]
+    return original_checkpoint(origin, CONFIGS[origin])[0]
 
 
 @pytest.fixture
 def expected(origin):
-    return _checkpoint(origin, CONFIGS[origin])[1]
+    return original_checkpoint(origin, CONFIGS[origin])[1]
 
 
 def _converted(origin: str, state_dict):
@@ -108,7 +86,7 @@ def test_what_is_missing_or_misshapen_is_named(origin, state_dict):
 
 @pytest.mark.parametrize("spelling", ["old", "folded"])
 def test_huberts_position_convolution_in_every_spelling(spelling):
-    state_dict, expected = _checkpoint("distill-neucodec", CONFIGS["distill-neucodec"])
+    state_dict, expected = original_checkpoint("distill-neucodec", CONFIGS["distill-neucodec"])
     prefix = "semantic_model.encoder.pos_conv_embed.conv"
     norm, direction = (state_dict.pop(f"{prefix}.parametrizations.weight.original{i}") for i in (0, 1))
     folded = torch._weight_norm(direction, norm, 2)
@@ -158,7 +136,7 @@ def test_wrong_arguments(tmp_path):
 @pytest.mark.slow
 @torch.no_grad()
 def test_a_full_size_checkpoint_converts_and_runs_on_a_real_clip(origin, tmp_path):
-    checkpoint, _ = _checkpoint(origin, NEUCODEC_MODELS[origin].config_class())
+    checkpoint, _ = original_checkpoint(origin, NEUCODEC_MODELS[origin].config_class())
     torch.save(checkpoint, tmp_path / "pytorch_model.bin")
     del checkpoint
     codec = load_codec(fsqcodec.convert_checkpoint(origin, tmp_path, tmp_path / "model"), device="cpu")
