@@ -26,6 +26,8 @@ class Origin(StrEnum):
     l3ac = "l3ac"
     sqcodec = "sqcodec"
     lycodec = "lycodec"
+    neucodec = "neucodec"
+    distill_neucodec = "distill-neucodec"
 
 
 class Channels(StrEnum):
@@ -70,11 +72,16 @@ def info(
 @app.command()
 def convert(
     origin: Annotated[Origin, typer.Argument(help="Which family the checkpoint is of.")],
-    source: Annotated[str, typer.Argument(help="Folder of .pt files or Hub id like zhai-lw/L3AC; Lycodec: one file.")],
+    source: Annotated[
+        str, typer.Argument(help="Folder of the original, or Hub id like zhai-lw/L3AC; Lycodec: a file.")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="New folder for the converted model.")],
     preset: Annotated[str | None, typer.Option(help="Which published model it is, a name that `info` lists.")] = None,
     config: Annotated[
         Path | None, typer.Option(help="Or its sizes, a config.json with the fields that differ.")
+    ] = None,
+    semantic: Annotated[
+        str | None, typer.Option(help="NeuCodec: folder or Hub id of the semantic model, where SOURCE has none of it.")
     ] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Compare with the original package, if installed.")] = False,
     ema: Annotated[
@@ -86,13 +93,21 @@ def convert(
     Example: fsqcodec convert l3ac zhai-lw/L3AC --preset l3ac-1kbps --output codec-1kbps
     """
     with _errors_as_sentences():
-        if (preset is None) == (config is None) and (origin != Origin.lycodec or preset is not None):
+        needs_sizes = origin in (Origin.l3ac, Origin.sqcodec)
+        if (preset is None) == (config is None) and (needs_sizes or preset is not None):
             raise ValueError("give either --preset NAME, one that `fsqcodec info` lists, or --config FILE")
         from fsqcodec import convert_checkpoint
 
         own_config = _read_config(config, origin) if config else None
         folder = convert_checkpoint(
-            origin.value, source, output, preset=preset, config=own_config, verify=verify, ema=ema
+            origin.value,
+            source,
+            output,
+            preset=preset,
+            config=own_config,
+            semantic=semantic,
+            verify=verify,
+            ema=ema,
         )
         typer.echo(f"wrote {folder}{', verified: its README.md has the figures' if verify else ''}")
 
@@ -125,6 +140,9 @@ def decode(
     model: Model,
     output: OutputDir,
     audio_format: Annotated[AudioFormat, typer.Option("--format", help="Of the audio files.")] = AudioFormat.wav,
+    limit_peaks: Annotated[
+        bool, typer.Option("--limit-peaks", help="Scale audio that exceeds full scale; it is clipped otherwise.")
+    ] = False,
     overwrite: Overwrite = False,
     device: Device = None,
 ):
@@ -135,7 +153,21 @@ def decode(
     with _errors_as_sentences():
         from fsqcodec.files import decode_files
 
-        report = decode_files(files, model, output, audio_format=audio_format.value, overwrite=overwrite, device=device)
+        report = decode_files(
+            files,
+            model,
+            output,
+            audio_format=audio_format.value,
+            overwrite=overwrite,
+            limit_peaks=limit_peaks,
+            device=device,
+        )
+        if report.peaks:
+            loudest = max(report.peaks, key=report.peaks.get)
+            done = "were scaled to it" if limit_peaks else "are clipped (--limit-peaks scales them)"
+            typer.echo(
+                f"{len(report.peaks)} exceeded full scale and {done}, {loudest} most: peak {report.peaks[loudest]:.2f}"
+            )
         _print_report(report)
 
 
@@ -370,9 +402,13 @@ def push(
 
 
 def _read_config(path: Path, origin: Origin):
-    from fsqcodec import CodecConfig, LycodecConfig
+    from fsqcodec import CodecConfig, DistillNeuCodecConfig, FsqNeuCodecConfig, LycodecConfig
 
-    config_class = LycodecConfig if origin == Origin.lycodec else CodecConfig
+    config_class = {
+        Origin.lycodec: LycodecConfig,
+        Origin.neucodec: FsqNeuCodecConfig,
+        Origin.distill_neucodec: DistillNeuCodecConfig,
+    }.get(origin, CodecConfig)
     try:
         return config_class(**_read_json(path))
     except TypeError as error:

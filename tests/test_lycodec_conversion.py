@@ -151,7 +151,7 @@ def test_the_command_line_says_what_is_wrong_in_a_sentence(golden, config_file, 
         ([tmp_path / "none.pt"], "none.pt is no file: the step_<n>.pt or latest.pt of a Lycodec training is wanted"),
         ([tmp_path / "text.pt"], "text.pt can't be read as PyTorch weights"),
         ([tmp_path / "step.pt", "--ema"], "no averaged parameters, an entry 'ema'"),
-        ([tmp_path / "step.pt", "--verify"], "no package of the original Lycodec to verify with"),
+        ([tmp_path / "step.pt", "--verify"], "no package of the original 'lycodec' to verify with"),
         ([tmp_path / "step.pt", "--preset", "lycodec-48khz"], "is the preset or config the right one?"),
         ([tmp_path / "step.pt", "--preset", "l3ac-1kbps"], "not of the family 'lycodec'"),
     ):

@@ -15,7 +15,7 @@ from clips import ENGLISH
 ROOT = Path(__file__).parent.parent
 BLOCKS = re.findall(r"```(python|bash)\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
 # they need the network, are what runs this test, or want files
-NOT_HERE = ["pip install", "make ", "zhai-lw/", "--data recordings", "talk.mp3"]
+NOT_HERE = ["pip install", "make ", "zhai-lw/", "neuphonic/", "--data recordings", "talk.mp3"]
 if shutil.which("opusenc") is None or shutil.which("c2enc") is None:
     NOT_HERE.append("opus:6")
 SLOW = ("fsqcodec latency", "fsqcodec export")  # minutes

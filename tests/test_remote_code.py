@@ -11,6 +11,8 @@ from transformers import AutoFeatureExtractor, AutoModel, AutoModelForAudioToken
 
 from fsqcodec import CodecFeatureExtractor, CodecModel
 from small_configs import small_model, speech_like_clip
+from small_neucodecs import CONFIGS as NEUCODECS
+from small_neucodecs import FEATURE_EXTRACTORS, small_neucodec
 
 REMOTE_SCRIPT = """
 import sys
@@ -33,7 +35,7 @@ clip = torch.load(f"{folder}/../clip.pt").numpy()
 for auto_class in (AutoModel, AutoModelForAudioTokenization):
     model = auto_class.from_pretrained(folder, trust_remote_code=True)
     assert type(model).__module__.startswith("transformers_modules."), type(model)
-    features = feature_extractor(clip, sampling_rate=config.sampling_rate, return_tensors="pt")
+    features = feature_extractor(clip, sampling_rate=feature_extractor.sampling_rate, return_tensors="pt")
     with torch.no_grad():
         codes = model.encode(**features).audio_codes
         outputs[auto_class.__name__] = {"codes": codes, "audio": model.decode(audio_codes=codes).audio_values}
@@ -74,6 +76,22 @@ def test_folder_works_where_the_package_is_not_installed_and_so_does_a_copy_made
             assert torch.equal(outputs[auto_class]["audio"], audio)
     reloaded = CodecModel.from_pretrained(tmp_path / copy)
     assert torch.equal(reloaded(clip[None, None]).audio_values, model(clip[None, None]).audio_values)
+
+
+@pytest.mark.parametrize("origin", NEUCODECS)
+@torch.no_grad()
+def test_a_neucodec_works_where_the_package_is_not_installed(tmp_path, origin):
+    model, feature_extractor, clip = small_neucodec(origin), FEATURE_EXTRACTORS[origin], speech_like_clip(2000)
+    model.save_pretrained(tmp_path / "saved")
+    feature_extractor.save_pretrained(tmp_path / "saved")
+    torch.save(clip, tmp_path / "clip.pt")
+    codes = model.encode(**feature_extractor(clip, sampling_rate=16000, return_tensors="pt")).audio_codes
+    outputs = run_without_the_package(
+        tmp_path / "saved", tmp_path / "copy", tmp_path / "outputs.pt", tmp_path / "modules"
+    )
+    for auto_class in ("AutoModel", "AutoModelForAudioTokenization"):
+        assert torch.equal(outputs[auto_class]["codes"], codes)
+        torch.testing.assert_close(outputs[auto_class]["audio"], model.decode(codes).audio_values)
 
 
 def test_folder_names_its_code_for_every_auto_class(tmp_path):

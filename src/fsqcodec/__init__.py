@@ -10,11 +10,17 @@ from .checkpoints import bundled_checkpoint
 from .conversion import convert_checkpoint
 from .files import decode_file, encode_file
 from .models.configuration_codec import CodecConfig
+from .models.configuration_distill_neucodec import DistillNeuCodecConfig
 from .models.configuration_lycodec import LycodecConfig
+from .models.configuration_neucodec import FsqNeuCodecConfig
 from .models.feature_extraction_codec import CodecFeatureExtractor
+from .models.feature_extraction_distill_neucodec import DistillNeuCodecFeatureExtractor
 from .models.feature_extraction_lycodec import LycodecFeatureExtractor
+from .models.feature_extraction_neucodec import FsqNeuCodecFeatureExtractor
 from .models.modeling_codec import CodecModel
+from .models.modeling_distill_neucodec import DistillNeuCodecModel
 from .models.modeling_lycodec import LycodecModel
+from .models.modeling_neucodec import FsqNeuCodecModel
 from .presets import list_presets
 from .streaming import StreamingDecoder, StreamingEncoder
 
@@ -22,6 +28,12 @@ __all__ = [
     "CodecConfig",
     "CodecFeatureExtractor",
     "CodecModel",
+    "DistillNeuCodecConfig",
+    "DistillNeuCodecFeatureExtractor",
+    "DistillNeuCodecModel",
+    "FsqNeuCodecConfig",
+    "FsqNeuCodecFeatureExtractor",
+    "FsqNeuCodecModel",
     "LycodecConfig",
     "LycodecFeatureExtractor",
     "LycodecModel",
@@ -37,6 +49,8 @@ __all__ = [
 for config_class, model_class, feature_extractor_class in (
     (CodecConfig, CodecModel, CodecFeatureExtractor),
     (LycodecConfig, LycodecModel, LycodecFeatureExtractor),
+    (FsqNeuCodecConfig, FsqNeuCodecModel, FsqNeuCodecFeatureExtractor),
+    (DistillNeuCodecConfig, DistillNeuCodecModel, DistillNeuCodecFeatureExtractor),
 ):
     AutoConfig.register(config_class.model_type, config_class)
     AutoModel.register(config_class, model_class)

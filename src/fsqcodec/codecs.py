@@ -20,9 +20,11 @@ import numpy as np
 import torch
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
-from transformers import AutoFeatureExtractor, AutoModel, PreTrainedModel
+from transformers import AutoFeatureExtractor, AutoModel, NeuCodecConfig, PreTrainedConfig, PreTrainedModel
 
 from .checkpoints import bundled_checkpoint, list_checkpoints
+from .models.feature_extraction_neucodec import FsqNeuCodecFeatureExtractor
+from .models.modeling_neucodec import FsqNeuCodecModel
 from .models.pretrained import PreTrainedCodec
 from .presets import PRESETS
 
@@ -97,7 +99,7 @@ def load_codec(name: str | os.PathLike, device: str | None = None) -> Codec:
     num_codebooks = int(option) if separator and option.isdigit() and not Path(name).is_dir() else None
     folder = name if num_codebooks is None else base
     model = load_model(folder, device)
-    return codec_of(model, AutoFeatureExtractor.from_pretrained(model_location(folder)), name, num_codebooks)
+    return codec_of(model, load_feature_extractor(folder, model), name, num_codebooks)
 
 
 def codec_of(
@@ -124,7 +126,7 @@ def load_model(model: str | os.PathLike, device: str | None = None) -> PreTraine
         if Path(model).is_file() or str(model).count("/") > 1:
             raise FileNotFoundError(f"{model} is no model: a folder or a Hub id like org/name is wanted")
     try:
-        loaded = AutoModel.from_pretrained(model, dtype=torch.float32)
+        loaded = _model_class(model).from_pretrained(model, dtype=torch.float32)
     except SafetensorError as error:
         raise ValueError(f"the weights of {model} can't be read, truncated or damaged: {error}") from error
     except (OSError, HFValidationError) as error:
@@ -133,6 +135,22 @@ def load_model(model: str | os.PathLike, device: str | None = None) -> PreTraine
     if not (callable(getattr(loaded, "encode", None)) and callable(getattr(loaded, "decode", None))):
         raise ValueError(f"{model} is a {type(loaded).__name__}, which has no encode and decode: a codec is wanted")
     return loaded.to(device).eval()
+
+
+def load_feature_extractor(model: str | os.PathLike, loaded: PreTrainedModel):
+    """The feature extractor of a model that `load_model` has loaded from `model`."""
+    if isinstance(loaded, FsqNeuCodecModel):
+        # the one in folders of Transformers' own model_type wants torchaudio
+        return FsqNeuCodecFeatureExtractor(
+            sampling_rate=loaded.config.input_sampling_rate, hop_length=loaded.config.encoder_hop_length
+        )
+    return AutoFeatureExtractor.from_pretrained(model_location(model))
+
+
+def _model_class(model: str | os.PathLike) -> type:
+    """`AutoModel`, and for a folder of Transformers' NeuCodec our subclass: the same weights, exact in batches."""
+    config, _ = PreTrainedConfig.get_config_dict(model)
+    return FsqNeuCodecModel if config.get("model_type") == NeuCodecConfig.model_type else AutoModel
 
 
 def model_location(model: str | os.PathLike) -> str | os.PathLike:
@@ -274,6 +292,16 @@ def model_digest(model: PreTrainedModel) -> str:
 
 
 UNDIGESTED_FIELDS = ("_name_or_path", "transformers_version", "dtype", "architectures", "auto_map")
+
+
+def input_sampling_rate(config) -> int:
+    """Hz of the audio that a codec takes, by its configuration."""
+    return config.input_sampling_rate if hasattr(config, "input_sampling_rate") else config.sampling_rate
+
+
+def output_sampling_rate(config) -> int:
+    """Hz of the audio that a codec returns, by its configuration."""
+    return config.output_sampling_rate if hasattr(config, "output_sampling_rate") else config.sampling_rate
 
 
 def num_channels(config) -> int:

@@ -7,6 +7,7 @@ from transformers import PreTrainedConfig
 
 from .codecs import num_channels
 from .files import TOKEN_SUFFIX, load_fsq_codec
+from .models.configuration_neucodec import NeuCodecRates
 from .packing import read_token_facts, token_digest
 from .presets import PRESETS, list_presets, preset_config
 
@@ -30,7 +31,7 @@ def describe(target: str | None) -> Iterator[tuple[str, str]]:
     else:
         model = load_fsq_codec(target, device="cpu")
         yield "model", target
-        yield from _config_rows(model.config)
+        yield from (_neucodec_rows if isinstance(model.config, NeuCodecRates) else _config_rows)(model.config)
         yield "parameters", f"{sum(parameter.numel() for parameter in model.parameters()):,}"
         yield "token digest", token_digest(model)
 
@@ -60,6 +61,17 @@ def _config_rows(config: PreTrainedConfig) -> Iterator[tuple[str, str]]:
     if getattr(config, "has_attention", False):
         window_seconds = config.attention_window_size / config.frame_rate
         yield "attention window", f"{config.attention_window_size} frames ({window_seconds:.2f} s)"
+
+
+def _neucodec_rows(config: NeuCodecRates) -> Iterator[tuple[str, str]]:
+    yield "input sampling rate", f"{config.input_sampling_rate} Hz"
+    yield "output sampling rate", f"{config.output_sampling_rate} Hz"
+    yield "encoder hop length", f"{config.encoder_hop_length} samples"
+    yield "decoder hop length", f"{config.decoder_hop_length} samples"
+    yield "tokens per second", f"{config.frame_rate:.2f}"
+    yield "codebook size", f"{config.codebook_size} ({' x '.join(map(str, config.quantization_levels))})"
+    yield "bits per second", f"{config.bitrate:.1f}"
+    yield "look-ahead and look-back", "the whole clip"
 
 
 def _samples_and_milliseconds(num_samples: int, config: PreTrainedConfig) -> str:

@@ -14,10 +14,9 @@ from typing import Literal, TypeVar
 import numpy as np
 import torch
 from tqdm import tqdm
-from transformers import AutoFeatureExtractor
 
 from .audio import AUDIO_SUFFIXES, audio_seconds, read_audio, read_audio_pieces, write_audio, write_audio_pieces
-from .codecs import load_model, model_location, num_channels
+from .codecs import input_sampling_rate, load_feature_extractor, load_model, num_channels, output_sampling_rate
 from .models.modeling_codec import CodecModel
 from .models.pretrained import PreTrainedCodec
 from .packing import Tokens, read_token_facts, read_tokens, token_digest, write_tokens
@@ -33,11 +32,13 @@ Item = TypeVar("Item")
 
 @dataclass
 class FilesReport:
-    """What became of the files: written outputs, outputs that existed and were kept, and failures with their reason."""
+    """What became of the files: written outputs, outputs that existed and were kept, failures with their reason, and
+    peaks above full scale."""
 
     written: list[Path] = field(default_factory=list)
     kept: list[Path] = field(default_factory=list)
     failed: dict[Path, str] = field(default_factory=dict)
+    peaks: dict[Path, float] = field(default_factory=dict)  # of decoded audio that exceeds full scale, which is 1
     seconds: float = 0.0  # of audio in the written files
 
 
@@ -76,8 +77,8 @@ def encode_files(
     outputs = _plan(inputs, Path(output_dir), AUDIO_SUFFIXES, TOKEN_SUFFIX)
     report = FilesReport()
     codec = load_fsq_codec(model, device)
-    extractor = AutoFeatureExtractor.from_pretrained(model_location(model))
-    digest, sampling_rate = token_digest(codec), codec.config.sampling_rate
+    extractor = load_feature_extractor(model, codec)
+    digest, sampling_rate = token_digest(codec), input_sampling_rate(codec.config)
     durations = {}
     for source in _without_existing(outputs, overwrite, report):
         with _failures_reported([source], report):
@@ -153,7 +154,7 @@ def _encode_batch(
     `num_samples`."""
     if not clips:
         return {}
-    sampling_rate = codec.config.sampling_rate
+    sampling_rate = input_sampling_rate(codec.config)
     audio = [clip.T for clip in clips.values()]  # extractors of Transformers take channels last
     features = extractor(audio, sampling_rate=sampling_rate, return_tensors="pt")
     encoded = codec.encode(**features.to(codec.device))
@@ -171,12 +172,15 @@ def decode_files(
     *,
     audio_format: Literal["wav", "flac"] = "wav",
     overwrite: bool = False,
+    limit_peaks: bool = False,
     device: str | None = None,
 ) -> FilesReport:
-    """Decode token files, folders and globs of them to one audio file each, as long as what was encoded.
+    """Decode token files, folders and globs of them to one audio file each, as long as what was encoded; from NeuCodec,
+    which drops what follows the last whole frame, up to 20 ms shorter.
 
-    Tokens of a codec with another `token_digest` are reported as failed. Arguments and errors are those of
-    `encode_files`.
+    Audio of NeuCodec and Lycodec may exceed full scale, where the files' 16 bits clip it. Such files are reported, and
+    with `limit_peaks` their audio is scaled so that it does not. Tokens of a codec with another `token_digest` are
+    reported as failed. The other arguments and the errors are those of `encode_files`.
     """
     outputs = _plan(inputs, Path(output_dir), (TOKEN_SUFFIX,), f".{audio_format}")
     report = FilesReport()
@@ -185,9 +189,11 @@ def decode_files(
     for source in tqdm(_without_existing(outputs, overwrite, report), unit="file", desc="decode"):
         with _failures_reported([source], report):
             tokens = _readable_tokens(source, codec, model, digest)
-            _decode_tokens(tokens, codec, outputs[source])
+            peak = _decode_tokens(tokens, codec, outputs[source], limit_peaks)
+            if peak > 1:
+                report.peaks[outputs[source]] = peak
             report.written.append(outputs[source])
-            report.seconds += tokens.num_samples / codec.config.sampling_rate
+            report.seconds += tokens.num_samples / input_sampling_rate(codec.config)
     return report
 
 
@@ -243,17 +249,20 @@ def _readable_tokens(
     return read_tokens(source, codec.config)
 
 
-def _decode_tokens(tokens: Tokens, codec: PreTrainedCodec, output: Path):
-    """Write the audio: at once where the codec has no streams, and where it is short, which takes less time where the
-    decoder normalises over the clip."""
-    sampling_rate = codec.config.sampling_rate
+def _decode_tokens(tokens: Tokens, codec: PreTrainedCodec, output: Path, limit_peaks: bool) -> float:
+    """Write the audio and return its peak: at once where the codec has no streams, and where it is short, which takes
+    less time where the decoder normalises over the clip. A codec with streams stays below full scale."""
+    sampling_rate = output_sampling_rate(codec.config)
     if isinstance(codec, CodecModel) and tokens.num_samples >= LONG_SECONDS * sampling_rate:
         write_audio_pieces(output, _decoded_pieces(tokens, codec, PIECE_SECONDS), sampling_rate)
-        return
+        return 0.0
+    num_samples = tokens.num_samples * sampling_rate // tokens.sampling_rate
     with torch.inference_mode():
-        codes = tokens.codes[None].to(codec.device)
-        audio = codec.decode(codes, num_samples=tokens.num_samples).audio_values[0].squeeze(0)
-    write_audio(output, audio.cpu().numpy(), sampling_rate)
+        audio = codec.decode(tokens.codes[None].to(codec.device), num_samples=num_samples).audio_values[0].squeeze(0)
+    audio = audio.cpu().numpy()
+    peak = float(np.abs(audio).max())
+    write_audio(output, audio / peak if limit_peaks and peak > 1 else audio, sampling_rate)
+    return peak
 
 
 def _decoded_pieces(tokens: Tokens, codec: CodecModel, piece_seconds: float) -> Iterator[np.ndarray]:

@@ -139,11 +139,11 @@ def _frames_per_crop(config) -> int:
 
 
 def token_digest(model) -> str:
-    """What the model's tokens mean, in 16 hexadecimal digits: SHA-256 of the encoder's and quantizer's weights and of
-    the config's `token_fields`. A codec with another decoder has the same digest."""
+    """What the model's tokens mean, in 16 hexadecimal digits: SHA-256 of the weights of its `token_parts` (encoder and
+    quantizer) and of its config's `token_fields`. A codec with another decoder has the same digest."""
     digest = hashlib.sha256()
     digest.update(json.dumps({name: getattr(model.config, name) for name in model.config.token_fields}).encode())
-    for part in ("encoder", "quantizer"):
+    for part in model.token_parts:
         for name, tensor in sorted(getattr(model, part).state_dict().items()):
             digest.update(f"{part}.{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())

@@ -3,10 +3,14 @@
 from transformers import PreTrainedConfig
 
 from .models import configuration_codec, configuration_lycodec
+from .models.configuration_distill_neucodec import DistillNeuCodecConfig
+from .models.configuration_neucodec import FsqNeuCodecConfig
 
 CONFIGURATIONS = (  # with the module's presets
     (configuration_codec.CodecConfig, configuration_codec.PRESETS),
     (configuration_lycodec.LycodecConfig, configuration_lycodec.PRESETS),
+    (FsqNeuCodecConfig, {}),
+    (DistillNeuCodecConfig, {}),
 )
 PRESETS = {name: fields for _, presets in CONFIGURATIONS for name, fields in presets.items()}
 FAMILIES = list(dict.fromkeys(name.split("-")[0] for name in PRESETS))

@@ -31,29 +31,13 @@ def convert_codec(weights: OriginalWeights, config: CodecConfig) -> dict[str, to
 
 def module_table(config: CodecConfig) -> Iterator[tuple]:
     """(converter, our module, original module) for each module with weights; original paths start with the file."""
-    for stage, depth in enumerate(config.encoder_depths[:-1]):
-        for unit in range(depth):
-            yield _unit, f"encoder.stages.{stage}.units.{unit}", f"encoder.blocks.{2 * stage + 1}.{unit}.module"
-        yield _linear, f"encoder.stages.{stage}.downsample", f"encoder.blocks.{2 * stage + 2}.0"
-        yield _linear, f"encoder.stages.{stage}.norm", f"encoder.blocks.{2 * stage + 2}.1"
-    last = 2 * len(config.downsampling_ratios) + 1
-    yield _stem, "encoder.stem", "encoder.blocks.0"
-    for unit in range(config.encoder_depths[-1]):
-        yield _unit, f"encoder.units.{unit}", f"encoder.blocks.{last}.{unit}.module"
-    yield _linear, "encoder.to_latents", f"encoder.blocks.{last + 1}"
+    yield from encoder_table(config, "encoder", "")
 
-    if config.transformer_downsampling_ratio > 1:
-        yield _linear, "encoder.transformer.downsample", "en_encoder.down_trans.down_layer"
     for num_layers, ours, theirs in (
-        (config.encoder_transformer_depths[0], "encoder.transformer.fine_layers", "en_encoder.down_trans.trans"),
-        (config.encoder_transformer_depths[1], "encoder.transformer.frame_layers", "en_encoder.local_trans"),
         (config.decoder_transformer_depths[0], "decoder.transformer.frame_layers", "en_decoder.local_trans"),
         (config.decoder_transformer_depths[1], "decoder.transformer.fine_layers", "en_decoder.up_trans.trans"),
     ):
-        for layer in range(num_layers):
-            yield _transformer_layer, f"{ours}.layers.{layer}", f"{theirs}.layers.{layer}"
-        if num_layers:
-            yield _position_bias, f"{ours}.position_bias", f"{theirs}.dynamic_pos_bias.mlp"
+        yield from _transformer_table(num_layers, ours, theirs)
 
     yield _linear, "quantizer.project_in", "quantizer.project_in"
     yield _linear, "quantizer.project_out", "quantizer.project_out"
@@ -70,6 +54,37 @@ def module_table(config: CodecConfig) -> Iterator[tuple]:
         yield _snake_unit, f"decoder.tail_units.{unit}", f"{tail}.0.{unit}.module.block"
     yield _snake, "decoder.tail_snake", f"{tail}.1"
     yield _linear, "decoder.to_waveform", f"{tail}.2"
+
+
+def encoder_table(config, ours: str, theirs: str) -> Iterator[tuple]:
+    """The rows of a [`CodecEncoder`] named `ours`. `config` has the fields that the encoder reads; `theirs` is what the
+    original's "encoder." and "en_encoder." come after."""
+    blocks = f"{theirs}encoder.blocks"
+    for stage, depth in enumerate(config.encoder_depths[:-1]):
+        for unit in range(depth):
+            yield _unit, f"{ours}.stages.{stage}.units.{unit}", f"{blocks}.{2 * stage + 1}.{unit}.module"
+        yield _linear, f"{ours}.stages.{stage}.downsample", f"{blocks}.{2 * stage + 2}.0"
+        if config.norm_eps is not None:
+            yield _linear, f"{ours}.stages.{stage}.norm", f"{blocks}.{2 * stage + 2}.1"
+    last = 2 * len(config.downsampling_ratios) + 1
+    yield _stem, f"{ours}.stem", f"{blocks}.0"
+    for unit in range(config.encoder_depths[-1]):
+        yield _unit, f"{ours}.units.{unit}", f"{blocks}.{last}.{unit}.module"
+    yield _linear, f"{ours}.to_latents", f"{blocks}.{last + 1}"
+
+    transformer = f"{ours}.transformer"
+    if config.transformer_downsampling_ratio > 1:
+        yield _linear, f"{transformer}.downsample", f"{theirs}en_encoder.down_trans.down_layer"
+    num_fine_layers, num_frame_layers = config.encoder_transformer_depths
+    yield from _transformer_table(num_fine_layers, f"{transformer}.fine_layers", f"{theirs}en_encoder.down_trans.trans")
+    yield from _transformer_table(num_frame_layers, f"{transformer}.frame_layers", f"{theirs}en_encoder.local_trans")
+
+
+def _transformer_table(num_layers: int, ours: str, theirs: str) -> Iterator[tuple]:
+    for layer in range(num_layers):
+        yield _transformer_layer, f"{ours}.layers.{layer}", f"{theirs}.layers.{layer}"
+    if num_layers:
+        yield _position_bias, f"{ours}.position_bias", f"{theirs}.dynamic_pos_bias.mlp"
 
 
 def _linear(weights, shapes, ours, theirs) -> dict:
@@ -99,9 +114,10 @@ def _unit(weights, shapes, ours, theirs) -> dict:
     alpha = torch.where(alpha.abs() < SMALLEST_ALPHA, SMALLEST_ALPHA, alpha)
     gamma = weights.take(f"{theirs}.grn.gamma", (1, hidden_size)).flatten()
     beta = weights.take(f"{theirs}.grn.beta", (1, hidden_size)).flatten()
+    norm = _linear(weights, shapes, f"{ours}.norm", f"{theirs}.norm") if f"{ours}.norm.weight" in shapes else {}
     return {
         **_linear(weights, shapes, f"{ours}.depthwise", f"{theirs}.dw_conv"),
-        **_linear(weights, shapes, f"{ours}.norm", f"{theirs}.norm"),
+        **norm,
         f"{ours}.expand.weight": expand[f"{ours}.expand.weight"] * alpha[:, None],
         f"{ours}.expand.bias": expand[f"{ours}.expand.bias"] * alpha,
         f"{ours}.contract.weight": contract_weight * ((1 + gamma) / alpha),

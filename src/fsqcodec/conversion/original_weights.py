@@ -2,12 +2,13 @@
 
 import pickle
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
 
 MAX_KEYS_IN_MESSAGE = 8
+STALE_TOLERANCE = 1e-3  # of the largest weight
 HINT = "is the preset or config the right one?"
 
 
@@ -39,6 +40,11 @@ class OriginalWeights:
             }
         )
 
+    @classmethod
+    def read_file(cls, path: Path) -> "OriginalWeights":
+        """Read one file whose keys are as they are. Raises [`CheckpointError`] for a damaged or foreign file."""
+        return cls(_read_state_dict(path))
+
     def take(self, key: str, shape: tuple[int, ...]) -> torch.Tensor:
         """Remove and return a tensor, in float64."""
         if key not in self.tensors:
@@ -51,7 +57,11 @@ class OriginalWeights:
         return tensor.double()
 
     def take_weight(self, prefix: str, shape: tuple[int, ...]) -> torch.Tensor:
-        """A weight with its weight norm (g v / |v|, over all axes but the first) folded in, however that is spelled."""
+        """A weight with its weight norm (g v / |v|, over all axes but the first) folded in, however that is spelled.
+
+        Raises [`CheckpointError`] where the weight is there as well, as some trainers leave it, and differs from that
+        by more than `STALE_TOLERANCE`.
+        """
         for norm_key, direction_key in (
             ("parametrizations.weight.original0", "parametrizations.weight.original1"),
             ("weight_g", "weight_v"),
@@ -59,8 +69,26 @@ class OriginalWeights:
             if f"{prefix}.{norm_key}" in self.tensors:
                 norm = self.take(f"{prefix}.{norm_key}", (shape[0], *(1,) * (len(shape) - 1)))
                 direction = self.take(f"{prefix}.{direction_key}", shape)
-                return norm * direction / direction.flatten(1).norm(dim=1).view_as(norm)
+                weight = norm * direction / direction.flatten(1).norm(dim=1).view_as(norm)
+                if f"{prefix}.weight" in self.tensors:
+                    self._check_stale(prefix, self.take(f"{prefix}.weight", shape), weight)
+                return weight
         return self.take(f"{prefix}.weight", shape)
+
+    def drop(self, unwanted: Callable[[str], bool]) -> list[str]:
+        """Remove the tensors whose keys are `unwanted` and return these keys."""
+        keys = sorted(filter(unwanted, self.tensors))
+        for key in keys:
+            del self.tensors[key]
+        return keys
+
+    def _check_stale(self, prefix: str, stale: torch.Tensor, weight: torch.Tensor):
+        error = float((stale - weight).abs().max())
+        if error > STALE_TOLERANCE * float(weight.abs().max()):
+            raise CheckpointError(
+                f"'{prefix}.weight' and its weight norm, '{prefix}.weight_g' and '.weight_v' or their like, differ by "
+                f"{error:.2g}: one of them is stale, and which can't be told"
+            )
 
     def check_empty(self):
         """Raise [`CheckpointError`] if tensors are left."""

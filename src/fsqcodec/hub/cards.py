@@ -18,14 +18,17 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import MODEL_MAPPING, PreTrainedConfig
 
 from ..checkpoints import bundled_checkpoint, list_checkpoints
+from ..codecs import input_sampling_rate
 from ..counting import multiply_accumulates, num_parameters
 from ..models.configuration_codec import CodecConfig
 from ..models.configuration_lycodec import LycodecConfig
+from ..models.configuration_neucodec import NeuCodecRates
 from ..presets import CONFIGURATIONS, PRESETS, list_presets
 
 CARD_NAME = "README.md"
 TRAINING_RECORD = "training.json"  # which the trainer puts into the folders that it saves
 TEMPLATE = Path(__file__).parent / "card.md.jinja"
+NEUCODEC_TEMPLATE = Path(__file__).parent / "neucodec_card.md.jinja"
 PAPER = "https://arxiv.org/abs/2504.04949"
 COUNTED_SECONDS = 10.0  # the clip that multiply-accumulates are counted for, as the paper does
 
@@ -47,6 +50,12 @@ ORIGINS = {  # whose weights are published
 }
 UNPUBLISHED_ORIGINS = {
     "lycodec": Origin("Lycodec", "https://github.com/mini-kio/Lycodec", None, "commit 8040de3"),
+}
+NEUCODEC_ORIGINS = {
+    "neucodec": Origin("NeuCodec", "https://github.com/neuphonic/neucodec", "neuphonic/neucodec", "neucodec"),
+    "distill-neucodec": Origin(
+        "distill-NeuCodec", "https://github.com/neuphonic/neucodec", "neuphonic/distill-neucodec", "neucodec"
+    ),
 }
 AUTHORS_FIGURES_SOURCE = (
     "https://github.com/zhai-lw/L3AC/blob/a8b379bdfa4ea0f8afb00cbec8fecaa32228a6a3/src/scripts/plot/bubble_chart.py"
@@ -98,6 +107,8 @@ def model_card(target: str | os.PathLike, summary: dict | None = None, codec: st
     provenance = Provenance.of_folder(folder)
     if summary is not None:
         evaluation = _evaluation(summary, _codec_of_folder(summary, folder, codec), config)
+    if isinstance(config, NeuCodecRates):
+        return _render_neucodec(config, provenance, evaluation)
     return _render({provenance.title: config}, provenance, evaluation)
 
 
@@ -111,6 +122,17 @@ def converted_model_card(family: str, preset: str | None, config: PreTrainedConf
     paragraph = f"Converted by fsqcodec {version('fsqcodec')}. {VERIFICATION}{verification}."
     published = preset is not None and family in ORIGINS
     return _render({title: config}, Provenance(title, family, published=published, verification=paragraph))
+
+
+def converted_neucodec_card(origin: str, config: NeuCodecRates, published: bool, ignored: list[str]) -> str:
+    """The card of a just converted checkpoint of "neucodec" or "distill-neucodec"; `model_card` of its folder is equal.
+
+    `published` says whether it has the published model's sizes, `ignored` which of its tensors only training needs.
+    """
+    title = origin if published else f"{NEUCODEC_ORIGINS[origin].name}, own sizes"
+    left_out = f" Left out, as only training needs them: {', '.join(ignored)}." if ignored else ""
+    paragraph = f"{CONVERSION}{version('fsqcodec')}, every tensor matched.{left_out}"
+    return _render_neucodec(config, Provenance(title, origin, published, paragraph))
 
 
 def write_all_cards(folder: str | os.PathLike) -> list[Path]:
@@ -128,6 +150,7 @@ def write_all_cards(folder: str | os.PathLike) -> list[Path]:
 
 
 VERIFICATION = "Verification against the original package: "
+CONVERSION = "Converted from the original's checkpoint by fsqcodec "
 CARRIED_FIELDS = ("license", "license_name", "license_link", "base_model", "datasets", "language")
 
 
@@ -160,13 +183,14 @@ class Provenance:
             return cls(name, training=training)
         card = ModelCard.load(folder / CARD_NAME)
         title = re.search(r"^# (.+)$", card.text, re.MULTILINE)
-        verification = re.search(rf"^.*{VERIFICATION}.*$", card.text, re.MULTILINE)
-        known = (*ORIGINS, *UNPUBLISHED_ORIGINS)
+        verification = re.search(rf"^.*({VERIFICATION}|{CONVERSION}).*$", card.text, re.MULTILINE)
+        known = (*ORIGINS, *UNPUBLISHED_ORIGINS, *NEUCODEC_ORIGINS)
         family = next((family for family in known if verification and family in (card.data.tags or [])), None)
         return cls(
             title[1] if title else name,
             family,
-            published=family in ORIGINS and title is not None and title[1] in list_presets(family),
+            published=title is not None
+            and (title[1] == family or (family in ORIGINS and title[1] in list_presets(family))),
             verification=verification[0] if verification else None,
             front_matter={key: value for key, value in card.data.to_dict().items() if key in CARRIED_FIELDS},
             training=training,
@@ -235,7 +259,7 @@ def _only(fitting: list[str], codecs: dict[str, dict], wanted: str) -> str:
 def _evaluation(summary: dict, name: str, config: PreTrainedConfig) -> Evaluation:
     entry, data = summary["codecs"][name], summary["data"]
     found = (entry["sampling_rate"], entry["codebook_sizes"], entry["frame_rate"])
-    wanted = (config.sampling_rate, [config.codebook_size] * config.num_codebooks, config.frame_rate)
+    wanted = (input_sampling_rate(config), [config.codebook_size] * config.num_codebooks, config.frame_rate)
     if found[:2] != wanted[:2] or not math.isclose(found[2], wanted[2]):
         raise ValueError(
             f"{name} was evaluated at {found[0]} Hz with codebooks {found[1]} and {found[2]} frames per second, this "
@@ -320,6 +344,34 @@ def _render(
         datasets=front_matter.get("datasets"),
         authors_figures={name: AUTHORS_FIGURES[name] for name in published if name in AUTHORS_FIGURES},
         authors_figures_source=AUTHORS_FIGURES_SOURCE,
+    )
+    return f"{card.content.rstrip()}\n"
+
+
+def _render_neucodec(config: NeuCodecRates, provenance: Provenance, evaluation: Evaluation | None = None) -> str:
+    """The card of one NeuCodec or distill-NeuCodec."""
+    origin = NEUCODEC_ORIGINS.get(provenance.family)
+    front_matter = dict(provenance.front_matter)
+    if provenance.published:
+        front_matter = {"license": "apache-2.0", "base_model": origin.weights, **front_matter}
+    results = evaluation.results if evaluation else []
+    card_data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="audio-to-audio",
+        tags=["audio-codec", "speech-tokenizer", "fsqcodec", *([provenance.family] if provenance.family else [])],
+        **({"model_name": provenance.title, "eval_results": results} if results else {}),
+        **front_matter,
+    )
+    card = ModelCard.from_template(
+        card_data,
+        template_path=NEUCODEC_TEMPLATE,
+        title=provenance.title,
+        published=provenance.published,
+        origin=origin,
+        provenance=provenance,
+        config=config,
+        evaluation=evaluation,
+        license=front_matter.get("license"),
     )
     return f"{card.content.rstrip()}\n"
 

@@ -11,6 +11,7 @@ from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
 
+from ..codecs import input_sampling_rate
 from .cards import CARD_NAME
 
 WEIGHTS_NAME = "model.safetensors"
@@ -82,9 +83,9 @@ def _check_folder(folder: Path):
         raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}{hint}")
     config = AutoConfig.from_pretrained(folder)
     sampling_rate = AutoFeatureExtractor.from_pretrained(folder).sampling_rate
-    if sampling_rate != config.sampling_rate:
+    if sampling_rate != input_sampling_rate(config):
         raise ValueError(
-            f"{folder}: preprocessor_config.json says {sampling_rate} Hz, config.json {config.sampling_rate} Hz"
+            f"{folder}: preprocessor_config.json says {sampling_rate} Hz, config.json {input_sampling_rate(config)} Hz"
         )
     with torch.device("meta"):
         expected = {name: tuple(tensor.shape) for name, tensor in AutoModel.from_config(config).state_dict().items()}

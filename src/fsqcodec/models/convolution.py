@@ -250,6 +250,11 @@ class TrendEnhance(nn.Module):
         return torch.addcmul(x, x, self.to_gain(envelopes.transpose(1, 2)))
 
 
+def layer_norm(channels: int, eps: float | None) -> nn.Module:
+    """A layer norm, or nothing where `eps` is `None`."""
+    return nn.Identity() if eps is None else nn.LayerNorm(channels, eps=eps)
+
+
 class ScaledLinear(nn.Linear):
     """`nn.Linear` whose weights start at `gain` times those that torch starts with."""
 
@@ -274,10 +279,10 @@ class ConvUnit(GradientCheckpointingLayer):
     `start_gain` scales what a new unit adds to its input.
     """
 
-    def __init__(self, channels: int, norm_eps: float, start_gain: float = 1.0):
+    def __init__(self, channels: int, norm_eps: float | None, start_gain: float = 1.0):
         super().__init__()
         self.depthwise = Conv1d(channels, channels, UNIT_KERNEL_SIZE, groups=channels)
-        self.norm = nn.LayerNorm(channels, eps=norm_eps)
+        self.norm = layer_norm(channels, norm_eps)
         self.expand = nn.Linear(channels, 4 * channels)
         self.contract = ScaledLinear(4 * channels, channels, gain=start_gain)
 

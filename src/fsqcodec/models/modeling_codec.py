@@ -20,6 +20,7 @@ from .convolution import (
     SnakeUnit,
     TrendEnhance,
     TrendStem,
+    layer_norm,
     upsample_linear,
 )
 from .frames import FrameHead, FrameStem
@@ -80,12 +81,12 @@ class CodecOutput(ModelOutput):
 class EncoderStage(nn.Module):
     """Convolution units at one rate, then down to the next."""
 
-    def __init__(self, in_channels: int, out_channels: int, depth: int, ratio: int, norm_eps: float):
+    def __init__(self, in_channels: int, out_channels: int, depth: int, ratio: int, norm_eps: float | None):
         super().__init__()
         self.ratio = ratio
         self.units = nn.ModuleList(ConvUnit(in_channels, norm_eps) for _ in range(depth))
         self.downsample = DownsamplingConv1d(in_channels, out_channels, ratio)
-        self.norm = nn.LayerNorm(out_channels, eps=norm_eps)
+        self.norm = layer_norm(out_channels, norm_eps)
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
         """`(batch, num_steps, in_channels)` and its mask to `(batch, num_steps / ratio, out_channels)` and its mask."""

@@ -6,8 +6,12 @@ from transformers.modeling_utils import PreTrainedAudioTokenizerBase
 
 
 class PreTrainedCodec(PreTrainedAudioTokenizerBase):
-    """A codec of Transformers that loads a checkpoint completely or not at all."""
+    """A codec of Transformers that loads a checkpoint completely or not at all.
 
+    `token_parts` are the modules whose weights tokens depend on.
+    """
+
+    token_parts = ("encoder", "quantizer")
     main_input_name = "input_values"
     input_modalities = ("audio",)
     _supports_sdpa = True
