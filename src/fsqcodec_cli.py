@@ -428,6 +428,7 @@ def _read_json(path: Path):
 def _errors_as_sentences() -> Iterator[None]:
     """Errors that say what is wrong with the input become one line on stderr; others keep their traceback."""
     try:
+        _hide_loading_bars()
         yield
     except KeyboardInterrupt:
         typer.echo("interrupted: files written so far are complete", err=True)
@@ -436,6 +437,17 @@ def _errors_as_sentences() -> Iterator[None]:
         strict_cause = error.__cause__ if type(error).__name__.startswith("StrictDataclass") else None
         typer.echo(f"error: {strict_cause or error}", err=True)
         sys.exit(1)
+
+
+def _hide_loading_bars():
+    """Of weights, which load in a moment; the bars of downloads stay."""
+    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
+    from transformers.utils.logging import disable_progress_bar
+
+    hub_shows_bars = not are_progress_bars_disabled()
+    disable_progress_bar()
+    if hub_shows_bars:
+        enable_progress_bars()
 
 
 @contextmanager
