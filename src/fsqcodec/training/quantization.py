@@ -32,6 +32,7 @@ from ..models.quantization import FiniteScalarQuantizer, indices_to_digits
 
 VARIANCE_EPS = 1e-6
 SHRINKAGE = 0.01  # of the digits' correlations towards none
+HEAVY_TAILS = 1.6  # on the gain for normal pre-activations: those of speech crowd at 0 in its pauses
 
 
 def prepare_quantizer(model: CodecModel, momentum: float = 0.1) -> "TrainingQuantizer":
@@ -114,7 +115,7 @@ class TrainingQuantizer(FiniteScalarQuantizer):
             super().__init__(quantizer.project_in.in_features, quantizer.quantization_levels, quantizer.bound)
         device = quantizer.project_in.weight.device
         _, shift, _ = self._bound_constants(device)
-        gain = torch.tensor([most_even_gain(n) for n in self.quantization_levels], device=device)
+        gain = HEAVY_TAILS * torch.tensor([most_even_gain(n) for n in self.quantization_levels], device=device)
         self.project_in = WhitenedLinear(quantizer.project_in, gain, -shift, momentum)
         self.project_out = quantizer.project_out
         self.noise_probability = 0.0
