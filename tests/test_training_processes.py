@@ -27,7 +27,7 @@ trainer = Trainer(load_recipe(recipe), output)
 trainer.optimizers[0].zero_grad = lambda: None
 batch = next(trainer.accelerator_batches())
 facts = trainer.train_step(batch)
-gradients = {name: parameter.grad for name, parameter in trainer._unwrapped.named_parameters()}
+gradients = {name: parameter.grad for name, parameter in trainer.codec.named_parameters()}
 if trainer.accelerator.is_main_process:
     torch.save([trainer.accelerator.num_processes, gradients], f"{output}/step.pt")
 trainer.step += 1

@@ -57,9 +57,10 @@ class Clip:
         """Duration by the header. Raises as `read` does."""
         return audio_seconds(self._source())
 
-    def read(self, channels: str = "refuse") -> tuple[np.ndarray, int]:
-        """Mono float32 `(num_samples,)` and its sampling rate in Hz; raises as `fsqcodec.audio.read_audio`."""
-        return read_audio_and_rate(self._source(), channels)
+    def read(self, channels: str = "refuse", num_channels: int = 1) -> tuple[np.ndarray, int]:
+        """Float32 audio, mono `(num_samples,)` or of two channels `(2, num_samples)`, and its sampling rate in Hz;
+        arguments and errors are those of `fsqcodec.audio.read_audio`."""
+        return read_audio_and_rate(self._source(), channels, num_channels)
 
     def _source(self) -> Path | bytes:
         return self.audio() if callable(self.audio) else self.audio

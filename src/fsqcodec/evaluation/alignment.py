@@ -17,8 +17,8 @@ class Alignment:
     """Two waveforms of equal length, and what was done to make them so.
 
     Attributes:
-        reference: `(num_samples,)`.
-        estimate: `(num_samples,)`.
+        reference: `(num_samples,)` or `(num_channels, num_samples)`, as it came.
+        estimate: of the same shape.
         delay_samples: what the estimate came later by, in samples; negative if it came earlier, 0 if that was unclear.
         length_difference: samples that the estimate was longer by as it came; negative if it was shorter.
     """
@@ -36,24 +36,30 @@ def align(
 
     The delay is the peak of their cross-correlation, of either sign, divided by both norms. It is trusted from 0.3 on:
     codecs that keep no waveform, only its spectrum, correlate with nothing, and stay where they are. Gain and polarity
-    are left alone.
+    are left alone. Several channels have one delay, that of their mean.
 
     Args:
-        reference: float `(num_reference_samples,)`.
-        estimate: float `(num_estimate_samples,)`.
+        reference: float `(num_reference_samples,)` or `(num_channels, num_reference_samples)`.
+        estimate: float `(num_estimate_samples,)`, of as many channels.
         sampling_rate: Hz, of both.
         max_delay_seconds: delays up to this one are looked for; 0 only cuts.
 
     Raises:
-        ValueError: a waveform that is empty, not one-dimensional, not of floats or not finite.
+        ValueError: a waveform that is empty, of another shape, not of floats or not finite.
     """
-    checked_reference, checked_estimate = check_waveform(reference, "reference"), check_waveform(estimate, "estimate")
     reference, estimate = np.asarray(reference), np.asarray(estimate)
-    delay = _delay_samples(checked_reference, checked_estimate, int(max_delay_seconds * sampling_rate))
-    length_difference = len(estimate) - len(reference)
-    reference, estimate = reference[max(-delay, 0) :], estimate[max(delay, 0) :]
-    num_samples = min(len(reference), len(estimate))
-    return Alignment(reference[:num_samples], estimate[:num_samples], delay, length_difference)
+    if reference.shape[:-1] != estimate.shape[:-1]:
+        raise ValueError(f"reference has shape {reference.shape}, estimate {estimate.shape}: equal channels are wanted")
+    means = check_waveform(_mean_channel(reference), "reference"), check_waveform(_mean_channel(estimate), "estimate")
+    delay = _delay_samples(*means, int(max_delay_seconds * sampling_rate))
+    length_difference = estimate.shape[-1] - reference.shape[-1]
+    reference, estimate = reference[..., max(-delay, 0) :], estimate[..., max(delay, 0) :]
+    num_samples = min(reference.shape[-1], estimate.shape[-1])
+    return Alignment(reference[..., :num_samples], estimate[..., :num_samples], delay, length_difference)
+
+
+def _mean_channel(audio: np.ndarray) -> np.ndarray:
+    return audio.mean(axis=0) if audio.ndim == 2 else audio
 
 
 def _delay_samples(reference: np.ndarray, estimate: np.ndarray, max_delay: int) -> int:

@@ -31,11 +31,12 @@ def compute_metrics(
     """Several metrics of one clip, from `METRICS` and `LEARNED_METRICS`.
 
     A metric that fails on the clip (too short, silent, NaN, too low a rate, no speech found, ...) is NaN; why is in the
-    second dictionary. No value is ever made up.
+    second dictionary. No value is ever made up. Of several channels a metric is the mean over the channels, and fails
+    where it does on one of them.
 
     Args:
-        reference: float `(num_samples,)`.
-        estimate: float `(num_samples,)`, aligned.
+        reference: float `(num_samples,)` or `(num_channels, num_samples)`.
+        estimate: of the same shape, aligned.
         sampling_rate: Hz, of both.
         names: keys of the two tables.
 
@@ -51,6 +52,9 @@ def compute_metrics(
     unknown = [name for name in names if name not in table]
     if unknown:
         raise ValueError(f"there is no metric {', '.join(map(repr, unknown))}: there are {', '.join(table)}")
+    reference, estimate = np.asarray(reference), np.asarray(estimate)
+    if reference.ndim == 2 and reference.shape == estimate.shape:
+        return _mean_over_channels([compute_metrics(*pair, sampling_rate, names) for pair in zip(reference, estimate)])
     values, reasons = {}, {}
     for name in names:
         try:
@@ -170,6 +174,18 @@ def voicing_error(reference: np.ndarray, estimate: np.ndarray, sampling_rate: in
     if num_voiced < MIN_VOICED_FRAMES:
         raise ValueError(f"{num_voiced} frames of the reference are voiced: at least {MIN_VOICED_FRAMES} are wanted")
     return ((reference_hz > 0) != (estimate_hz > 0)).mean().item()
+
+
+def _mean_over_channels(results: list[tuple[dict, dict]]) -> tuple[dict[str, float], dict[str, str]]:
+    """What `compute_metrics` returns, of several channels; NaN stays NaN."""
+    values, reasons = zip(*results)
+    means = {name: float(np.mean([each[name] for each in values])) for name in values[0]}
+    first_reasons = {
+        name: text
+        for number, each in reversed(list(enumerate(reasons, 1)))
+        for name, text in ((name, f"channel {number}: {text}") for name, text in each.items())
+    }
+    return means, first_reasons
 
 
 # The best of the raw PESQ score, 4.5, through the mappings of ITU-T P.862.2 and P.862.1.

@@ -9,6 +9,7 @@ from .configuration_codec import KNOWN_EXTRAS
 
 NORM_GROUPS = 8  # of every group norm
 LAST_UPSAMPLING_CHANNELS = 64
+BOUNDARIES = ("original", "exact")
 
 
 @strict
@@ -46,6 +47,9 @@ class LycodecConfig(PreTrainedConfig):
         band_split_hz (`float`): the bins up to here have one output head, those above have another.
         sigma_data (`float`): deviation of spectrograms that the decoder's scaling assumes.
         noise_level (`float`): deviation of the noise that decoding starts from, if the caller does not say.
+        boundary (`str`): `"original"` for the original's checkpoints; `"exact"` for new training: at the level
+            `min_noise_level` the decoder returns its input as it is, as a consistency model must.
+        min_noise_level (`float`): that level, the lowest of training.
         noise_seed (`int`): of that noise.
     """
 
@@ -86,6 +90,8 @@ class LycodecConfig(PreTrainedConfig):
     band_split_hz: float = 12000.0
     sigma_data: float = 0.5
     noise_level: float = 1e-3
+    boundary: str = "original"
+    min_noise_level: float = 0.002
     noise_seed: int = 0
 
     def __post_init__(self, **kwargs):
@@ -101,7 +107,7 @@ class LycodecConfig(PreTrainedConfig):
         for name in _OWN_FIELDS:
             value = getattr(self, name)
             numbers = value if isinstance(value, (list, tuple)) else [value]
-            if name not in ("use_rotary_embedding", "noise_seed") and (not numbers or not min(numbers) > 0):
+            if name not in ("use_rotary_embedding", "noise_seed", "boundary") and (not numbers or not min(numbers) > 0):
                 raise ValueError(f"{name} is {value}: it must be above 0")
         if self.num_channels != 2:
             raise ValueError(f"num_channels is {self.num_channels}: Lycodec is stereo, 2 is wanted")
@@ -135,6 +141,13 @@ class LycodecConfig(PreTrainedConfig):
         if len(self.encoder_channels) != 4 or any(channels % NORM_GROUPS for channels in self.encoder_channels):
             raise ValueError(
                 f"encoder_channels is {tuple(self.encoder_channels)}: four multiples of {NORM_GROUPS} are wanted"
+            )
+        if self.boundary not in BOUNDARIES:
+            raise ValueError(f"boundary is {self.boundary!r}: one of {', '.join(BOUNDARIES)} is wanted")
+        if self.boundary == "exact" and self.noise_level <= self.min_noise_level:
+            raise ValueError(
+                f"noise_level is {self.noise_level}: with the boundary 'exact' it must be above min_noise_level, "
+                f"{self.min_noise_level}, where the decoder returns the noise"
             )
         self._validate_patches()
 

@@ -7,6 +7,7 @@ https://arxiv.org/abs/2206.00364), table 1: skip, output and input are scaled by
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_lycodec import NORM_GROUPS, LycodecConfig
 from .encoder_lycodec import SPECTROGRAM_CHANNELS
@@ -23,13 +24,17 @@ POSITION_DEVIATION = 0.02  # of position embeddings at the start of training
 class LycodecDecoder(nn.Module):
     """A noisy spectrogram to one without noise, as the frames' features say.
 
-    The head for two bands comes after the skip connection, so a spectrogram is not returned as it is where the noise
-    level goes to 0.
+    With the boundary "original" the head for two bands comes after the skip connection, so a spectrogram is not
+    returned as it is where the noise level goes to 0, and the network is told the level itself. With "exact" the head
+    is a part of the network, which is told the level's logarithm, and scales are those of "Consistency Models" (Song et
+    al. 2023, https://arxiv.org/abs/2303.01469), appendix C: at the lowest level the input is returned.
     """
 
     def __init__(self, config: LycodecConfig):
         super().__init__()
         self.sigma_data = config.sigma_data
+        self.is_exact = config.boundary == "exact"
+        self.min_noise_level = config.min_noise_level
         self.conditioner = LycodecConditioner(config)
         self.network = LycodecNetwork(config)
         self.band_head = LycodecBandHead(config)
@@ -40,7 +45,13 @@ class LycodecDecoder(nn.Module):
         condition = self.conditioner(features, noise_level)
         sigma = at_least_float32(noise_level)[:, None, None, None]
         variance = sigma**2 + self.sigma_data**2
-        network_output = self.network(noisy * variance**-0.5, condition, features, noise_level)
+        scaled = noisy * variance**-0.5
+        if self.is_exact:
+            excess = sigma - self.min_noise_level
+            network_output = self.band_head(self.network(scaled, condition, features, _logarithm(noise_level)))
+            skipped = self.sigma_data**2 / (excess**2 + self.sigma_data**2) * noisy
+            return skipped + excess * self.sigma_data * variance**-0.5 * network_output
+        network_output = self.network(scaled, condition, features, noise_level)
         skipped = self.sigma_data**2 / variance * noisy
         return self.band_head(skipped + sigma * self.sigma_data * variance**-0.5 * network_output)
 
@@ -59,7 +70,7 @@ class LycodecConditioner(nn.Module):
     def forward(self, features: torch.Tensor, noise_level: torch.Tensor) -> torch.Tensor:
         """`(batch, frames_per_crop, latent_dim)` and `(batch,)` to `(batch, conditioner_channels, stft_frames)`."""
         x = interpolate_steps(self.token_proj(features).transpose(1, 2), self.num_columns)
-        return self.output_proj(x + self.noise_mlp(0.25 * at_least_float32(noise_level).log())[..., None])
+        return self.output_proj(x + self.noise_mlp(_logarithm(noise_level))[..., None])
 
 
 class LycodecNetwork(nn.Module):
@@ -102,7 +113,8 @@ class LycodecNetwork(nn.Module):
         self, noisy: torch.Tensor, condition: torch.Tensor, features: torch.Tensor, noise_level: torch.Tensor
     ) -> torch.Tensor:
         """`(batch, 4, stft_bins, stft_frames)`, `(batch, conditioner_channels, stft_frames)`, `(batch,
-        frames_per_crop, latent_dim)` and `(batch,)` to `(batch, 4, stft_bins, stft_frames)`.
+        frames_per_crop, latent_dim)` and `(batch,)`, noise levels or their logarithms, to `(batch, 4, stft_bins,
+        stft_frames)`.
 
         Bins and columns that fill no patch are not looked at."""
         condition = condition[:, :, None].expand(-1, -1, noisy.shape[2], -1)
@@ -120,7 +132,7 @@ class LycodecNetwork(nn.Module):
         return self.output_conv(x)
 
 
-class LycodecDecoderLayer(nn.Module):
+class LycodecDecoderLayer(GradientCheckpointingLayer):
     """Attention among patches, attention to the features, and an MLP; the noise level scales and shifts what they
     read."""
 
@@ -170,7 +182,7 @@ class LycodecNoiseMLP(nn.Module):
         return self.fc2(F.silu(self.fc1(x[:, None].to(self.fc1.weight.dtype))))
 
 
-class LycodecUpsampling(nn.Module):
+class LycodecUpsampling(GradientCheckpointingLayer):
     """To twice the resolution."""
 
     def __init__(self, in_channels: int, out_channels: int):
@@ -213,7 +225,7 @@ class LycodecBandHead(nn.Module):
         return low_gain * low + high_gain * high
 
 
-class LycodecHead(nn.Module):
+class LycodecHead(GradientCheckpointingLayer):
     """A convolution, normalised, and a mixture of its channels."""
 
     def __init__(self, in_channels: int):
@@ -236,3 +248,8 @@ class LycodecBandCondition(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.conv2(F.silu(self.conv1(x)))
+
+
+def _logarithm(noise_level: torch.Tensor) -> torch.Tensor:
+    """Of levels `(batch,)`, as a network is told them."""
+    return 0.25 * at_least_float32(noise_level).log()

@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_lycodec import NORM_GROUPS, LycodecConfig
 from .layers_lycodec import DROPOUT, MLP_RATIO, LycodecAttention, LycodecMLP, interpolate_steps
@@ -41,7 +42,7 @@ class LycodecEncoder(nn.Module):
         return self.output_proj(x)
 
 
-class LycodecConvBlock(nn.Module):
+class LycodecConvBlock(GradientCheckpointingLayer):
     """Two convolutions, each normalised over the whole crop. The first one lowers the resolution."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: tuple[int, int]):
@@ -72,7 +73,7 @@ class LycodecResampler(nn.Module):
         return self.proj(interpolate_steps(self.conv(x), self.num_frames).transpose(1, 2))
 
 
-class LycodecEncoderLayer(nn.Module):
+class LycodecEncoderLayer(GradientCheckpointingLayer):
     """Attention and an MLP, normalised before. Queries and keys are rotated before their projections: scores do not
     depend on relative position only."""
 

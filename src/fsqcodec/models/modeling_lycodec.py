@@ -135,6 +135,7 @@ class LycodecModel(PreTrainedCodec):
 
     config: LycodecConfig
     base_model_prefix = "lycodec"
+    supports_gradient_checkpointing = True
     _no_split_modules = [
         "LycodecConvBlock",
         "LycodecResampler",
@@ -212,8 +213,8 @@ class LycodecModel(PreTrainedCodec):
                 deviation 1, to start from; a clip's crops follow each other.
             generator (`torch.Generator`, *optional*): draws the noise instead.
             noise_level (`float`, *optional*): deviation that the noise is scaled to, `config.noise_level` if not given.
-                At the default, 0.001, the audio hardly depends on the codes where weights are random; a consistency
-                model is meant to start at the highest level of its training, 80 in the original.
+                At the original's, 0.001, the audio hardly depends on the codes where weights are random; a consistency
+                model is meant to start at the highest level of its training, 80.
 
         Returns:
             [`LycodecDecoderOutput`] with `config.crop_length` samples for each crop, or `num_samples`.
@@ -221,7 +222,7 @@ class LycodecModel(PreTrainedCodec):
         Raises:
             ValueError: both or none of `audio_codes` and `latents`, both of `noise` and `generator`, another type or
                 shape, no whole crops, codes out of range, a `num_samples` that the frames do not hold, a `noise_level`
-                that is not above 0.
+                that is not above 0, or with the boundary "exact" not above `config.min_noise_level`.
         """
         if (audio_codes is None) == (latents is None):
             raise ValueError("decode takes either audio_codes or latents")
@@ -294,8 +295,9 @@ class LycodecModel(PreTrainedCodec):
     ) -> torch.Tensor:
         """Features `(batch, num_frames, latent_dim)` to audio `(batch, 2, num_crops * crop_length)`."""
         noise_level = self.config.noise_level if noise_level is None else noise_level
-        if not 0 < noise_level < float("inf"):
-            raise ValueError(f"noise_level is {noise_level}: a number above 0 is wanted")
+        lowest = self.config.min_noise_level if self.config.boundary == "exact" else 0
+        if not lowest < noise_level < float("inf"):
+            raise ValueError(f"noise_level is {noise_level}: a number above {lowest:g} is wanted")
         noise = self._given_noise(crop_mask.shape, noise, generator)
         places = torch.arange(crop_mask.shape[1], device=features.device).expand(crop_mask.shape)
 

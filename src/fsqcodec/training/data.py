@@ -26,8 +26,8 @@ class Crops(Dataset):
     clips once, in an order of its own. So a clip is heard in proportion to its duration and in all its parts; where
     within its piece a crop begins is random.
 
-    Clips are mixed to mono, resampled to `sampling_rate` and held as 16 bits (files of 16 bits at this rate lose
-    nothing). A clip is read as a whole: cut recordings of hours before.
+    Clips are mixed to mono, or to the codec's two channels, resampled to `sampling_rate` and held as 16 bits (files of
+    16 bits at this rate lose nothing). A clip is read as a whole: cut recordings of hours before.
 
     Args:
         clips: of `fsqcodec.data.find_clips`. The headers of all are read at once.
@@ -38,6 +38,7 @@ class Crops(Dataset):
         gain_db: the lowest and highest gain, drawn uniformly for each crop; what exceeds full scale is clipped.
         flip_polarity: turn every other crop upside down, at random.
         speed: the lowest and highest tempo, drawn uniformly for each crop; resampling changes the pitch with it.
+        num_channels: of the crops; a mono clip becomes two equal channels.
         cache_bytes: of decoded clips that each process or worker keeps, two bytes a sample; further clips are read
             each time.
 
@@ -57,6 +58,7 @@ class Crops(Dataset):
         gain_db: tuple[float, float] = (0.0, 0.0),
         flip_polarity: bool = False,
         speed: tuple[float, float] = (1.0, 1.0),
+        num_channels: int = 1,
         cache_bytes: int = 2**30,
     ):
         self.clips = list(clips)
@@ -67,6 +69,7 @@ class Crops(Dataset):
         self.gain_db = gain_db
         self.flip_polarity = flip_polarity
         self.speed = speed
+        self.num_channels = num_channels
         self._check()
         self._num_pieces = np.array([max(1, round(clip.seconds / crop_seconds)) for clip in self.clips])
         self._first_pieces = np.cumsum(self._num_pieces) - self._num_pieces
@@ -80,7 +83,8 @@ class Crops(Dataset):
         return len(self._clip_numbers)
 
     def __getitem__(self, k: int) -> tuple[torch.Tensor, int]:
-        """The k-th crop of the stream: float32 `(num_samples,)` in [-1, 1], and how many of its samples are audio."""
+        """The k-th crop of the stream: float32 `(num_samples,)` in [-1, 1], of several channels `(num_channels,
+        num_samples)`, and how many of its samples are audio."""
         epoch, position = divmod(k, len(self))
         piece = self._order(epoch)[position]
         number = int(self._clip_numbers[piece])
@@ -89,15 +93,15 @@ class Crops(Dataset):
         played_rate = round(self.sampling_rate * generator.uniform(*self.speed))
         num_played = math.ceil(self.num_samples * played_rate / self.sampling_rate)
         place = (piece - self._first_pieces[number] + generator.uniform()) / self._num_pieces[number]
-        start = int(place * (max(len(clip) - num_played, 0) + 1))
-        crop = clip[start : start + num_played].astype(np.float32) / FULL_SCALE
-        crop = resample(crop, played_rate, self.sampling_rate)[: self.num_samples]
+        start = int(place * (max(clip.shape[-1] - num_played, 0) + 1))
+        crop = clip[..., start : start + num_played].astype(np.float32) / FULL_SCALE
+        crop = resample(crop, played_rate, self.sampling_rate)[..., : self.num_samples]
         gain = 10 ** (generator.uniform(*self.gain_db) / 20)
         if self.flip_polarity and generator.uniform() < 0.5:
             gain = -gain
-        padded = np.zeros(self.num_samples, dtype=np.float32)
-        padded[: len(crop)] = np.clip(gain * crop, -1, 1)
-        return torch.from_numpy(padded), len(crop)
+        padded = np.zeros((*crop.shape[:-1], self.num_samples), dtype=np.float32)
+        padded[..., : crop.shape[-1]] = np.clip(gain * crop, -1, 1)
+        return torch.from_numpy(padded), crop.shape[-1]
 
     def _check(self):
         if not self.clips:
@@ -119,10 +123,10 @@ class Crops(Dataset):
         return self._epoch_and_order[1]
 
     def _read(self, number: int) -> np.ndarray:
-        """A whole clip, int16 `(num_samples,)`."""
+        """A whole clip, int16, of the shape of its crops."""
         if number in self._held:
             return self._held[number]
-        audio = resample(*self.clips[number].read(channels="mix"), self.sampling_rate)
+        audio = resample(*self.clips[number].read("mix", self.num_channels), self.sampling_rate)
         if self.normalize_level:
             audio = level_normalized(audio)
         clip = np.clip(np.rint(audio * FULL_SCALE), -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
@@ -133,10 +137,11 @@ class Crops(Dataset):
 
 
 def level_normalized(audio: np.ndarray) -> np.ndarray:
-    """Audio `(num_samples,)` with the mean of its loudest 0.1 % of absolute samples brought to 0.75, then clipped to
-    [-1, 1], as https://github.com/zhai-lw/L3AC trains (branch `train`); digital silence as it is."""
-    num_loudest = math.ceil(LOUDEST_SHARE * len(audio))
-    level = np.partition(np.abs(audio), -num_loudest)[-num_loudest:].mean(dtype=np.float64)
+    """Audio `(num_samples,)` or `(num_channels, num_samples)` with the mean of its loudest 0.1 % of absolute samples
+    brought to 0.75, then clipped to [-1, 1], as https://github.com/zhai-lw/L3AC trains (branch `train`); digital
+    silence as it is."""
+    num_loudest = math.ceil(LOUDEST_SHARE * audio.size)
+    level = np.partition(np.abs(audio), -num_loudest, axis=None)[-num_loudest:].mean(dtype=np.float64)
     return np.clip(audio * np.float32(NORMAL_LEVEL / level), -1, 1) if level else audio
 
 
@@ -178,10 +183,10 @@ def crop_batches(
 
 
 def collate(crops: Sequence[tuple[torch.Tensor, int]]) -> dict[str, torch.Tensor]:
-    """Crops and their lengths to what `CodecModel` takes: `input_values` float32 `(batch, 1, num_samples)` and
-    `padding_mask` int64 `(batch, num_samples)`, 1 for audio."""
+    """Crops and their lengths to what `CodecModel` takes: `input_values` float32 `(batch, num_channels,
+    num_samples)` and `padding_mask` int64 `(batch, num_samples)`, 1 for audio."""
     audio, lengths = zip(*crops)
-    input_values = torch.stack(audio).unsqueeze(1)
+    input_values = torch.stack([torch.atleast_2d(crop) for crop in audio])
     is_audio = torch.arange(input_values.shape[-1]) < torch.tensor(lengths)[:, None]
     return {"input_values": input_values, "padding_mask": is_audio.to(torch.int64)}
 

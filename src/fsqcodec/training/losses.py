@@ -9,6 +9,8 @@ The frames of an STFT are centred on the samples 0, `hop_length`, 2 `hop_length`
 silence. A frame counts where the sample that it is centred on is audio.
 """
 
+from collections.abc import Sequence
+
 import torch
 
 from ..evaluation.metrics import FLOOR, MULTISCALE_MELS, mel_filters
@@ -42,17 +44,23 @@ def stft_loss(reference: torch.Tensor, estimate: torch.Tensor, padding_mask: tor
     return loss / len(STFT_SIZES)
 
 
-def convergence_stft_loss(reference: torch.Tensor, estimate: torch.Tensor, padding_mask: torch.Tensor) -> torch.Tensor:
+def convergence_stft_loss(
+    reference: torch.Tensor,
+    estimate: torch.Tensor,
+    padding_mask: torch.Tensor,
+    sizes: Sequence[tuple[int, int, int]] = CONVERGENCE_STFT_SIZES,
+) -> torch.Tensor:
     """Multi-resolution STFT loss of Parallel WaveGAN (Yamamoto et al. 2020, arXiv:1910.11480, section 2.2): spectral
     convergence, the Frobenius norm of the difference of the magnitudes over that of the reference's, plus the mean
-    absolute difference of their natural logarithms, mean over three resolutions.
+    absolute difference of their natural logarithms, mean over the resolutions of `sizes`: length of the Fourier
+    transform, hop length and window length, samples; the three of the paper if not given.
 
     Of one clip it is the `MultiResolutionSTFTLoss` of auraloss 0.4 (https://github.com/csteinmetz1/auraloss), which
     takes the norms of several clips over the whole batch.
     """
     reference, estimate = _pair(reference, estimate, padding_mask)
     loss = 0
-    for n_fft, hop_length, window_length in CONVERGENCE_STFT_SIZES:
+    for n_fft, hop_length, window_length in sizes:
         window = torch.hann_window(window_length, dtype=reference.dtype, device=reference.device)
         spectra = (spectrum(audio, n_fft, hop_length, window) for audio in (reference, estimate))
         powers = (torch.view_as_real(s).square().sum(dim=-1) for s in spectra)
@@ -61,7 +69,7 @@ def convergence_stft_loss(reference: torch.Tensor, estimate: torch.Tensor, paddi
         counted = frame_mask[:, None].bool()
         convergence = _norm((a - b) * counted) / _norm(a * counted).clamp(min=CONVERGENCE_FLOOR)
         loss = loss + convergence + _mean_over_time((a.log() - b.log()).abs().mean(dim=1), frame_mask)
-    return loss / len(CONVERGENCE_STFT_SIZES)
+    return loss / len(sizes)
 
 
 def mel_loss(

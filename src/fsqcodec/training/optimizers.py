@@ -2,13 +2,13 @@
 rest."""
 
 import torch
+from torch import nn
 
 from ..models.convolution import ConvUnit
-from ..models.modeling_codec import CodecModel
 from .recipe import Optimizer
 
 
-def make_optimizers(model: CodecModel, recipe: Optimizer) -> list[torch.optim.Optimizer]:
+def make_optimizers(model: nn.Module, recipe: Optimizer) -> list[torch.optim.Optimizer]:
     """One or two optimizers that between them have every parameter of the model that is trained, once.
 
     Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) makes the momentum of a matrix orthogonal; its
@@ -16,7 +16,7 @@ def make_optimizers(model: CodecModel, recipe: Optimizer) -> list[torch.optim.Op
     rate serves both.
 
     Raises:
-        ValueError: Muon, with a torch older than 2.9, which has none.
+        ValueError: Muon, with a torch older than 2.9, which has none, or for a model it is not for.
     """
     rest = {parameter for parameter in model.parameters() if parameter.requires_grad}
     optimizers = []
@@ -26,6 +26,8 @@ def make_optimizers(model: CodecModel, recipe: Optimizer) -> list[torch.optim.Op
         units = [module for module in model.modules() if isinstance(module, ConvUnit)]
         matrices = [linear.weight for unit in units for linear in (unit.expand, unit.contract)]
         matrices = [matrix for matrix in matrices if matrix in rest]
+        if not matrices:
+            raise ValueError("muon is for the residual units of CodecModel, and none is trained here: choose adamw")
         rest -= set(matrices)
         optimizers.append(
             torch.optim.Muon(

@@ -1,4 +1,4 @@
-"""Perceptual loss: the distance of what a frozen audio encoder makes of two waveforms."""
+"""Losses by a frozen audio encoder: the distance of what it makes of two waveforms, and of that from tokens."""
 
 import os
 
@@ -6,42 +6,30 @@ import torch
 from torch import nn
 from transformers import AutoFeatureExtractor, AutoModel, Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
 
+from ..audio import resample
 from .losses import silence_padding
 
 NOT_NEEDED = "masked_spec_embed"  # a weight for training that checkpoints often lack
 
 
-class PerceptualLoss(nn.Module):
-    """Squared distance of the last hidden states of an audio encoder of Transformers; L3AC has it with Whisper tiny.en
-    (https://github.com/zhai-lw/L3AC, branch `train`, `PerceptualLoss`) and counts the silence up to 30 s too.
-
-    Encoders are those whose feature extractor is Whisper's (the encoder of the model is taken) or Wav2Vec2's (wav2vec
-    2.0, HuBERT, WavLM, ...). It is frozen, stays in evaluation mode and in float32. Every clip is heard as if it were
-    alone: clips of one duration run together, without padding, since encoders that normalise over time were not trained
-    with masks. Whisper hears each clip followed by silence up to 30 s, as it always does; that silence does not count.
-
-    Encoders that normalise the waveform do not hear its level.
+class FrozenEncoder(nn.Module):
+    """An audio encoder of Transformers whose feature extractor is Whisper's (the encoder of the model is taken) or
+    Wav2Vec2's (wav2vec 2.0, HuBERT, WavLM, ...), in evaluation mode and in float32.
 
     Args:
         model: folder or Hub id.
-        sampling_rate: Hz, of the audio.
 
     Raises:
-        ValueError: the encoder has another sampling rate, another kind of feature extractor, or lacks weights.
+        ValueError: the encoder has another kind of feature extractor, or lacks weights.
     """
 
-    def __init__(self, model: str | os.PathLike, sampling_rate: int):
+    def __init__(self, model: str | os.PathLike):
         super().__init__()
         self.feature_extractor = AutoFeatureExtractor.from_pretrained(model)
         if not isinstance(self.feature_extractor, (WhisperFeatureExtractor, Wav2Vec2FeatureExtractor)):
             raise ValueError(
                 f"{model} has a {type(self.feature_extractor).__name__}: an encoder with a WhisperFeatureExtractor or "
                 "a Wav2Vec2FeatureExtractor is wanted"
-            )
-        if self.feature_extractor.sampling_rate != sampling_rate:
-            raise ValueError(
-                f"{model} wants audio at {self.feature_extractor.sampling_rate} Hz, it is at {sampling_rate} Hz: take "
-                "an encoder of that rate"
             )
         loaded, facts = AutoModel.from_pretrained(model, dtype=torch.float32, output_loading_info=True)
         missing = sorted(name for name in facts["missing_keys"] if not name.endswith(NOT_NEEDED))
@@ -50,9 +38,53 @@ class PerceptualLoss(nn.Module):
         self.encoder = loaded.get_encoder() if loaded.config.is_encoder_decoder else loaded
         self.requires_grad_(False).eval()
 
-    def train(self, mode: bool = True) -> "PerceptualLoss":
+    def train(self, mode: bool = True) -> "FrozenEncoder":
         """Stay in evaluation mode, whatever the module around it does: no dropout, no masked features."""
         return super().train(False)
+
+    def hidden_states(self, audio: torch.Tensor) -> torch.Tensor:
+        """The encoder's last hidden states `(batch, num_frames, hidden_size)` of clips `(batch, num_samples)`, those
+        frames that hold audio."""
+        extractor = self.feature_extractor
+        num_samples = audio.shape[-1]
+        if isinstance(extractor, WhisperFeatureExtractor):
+            if num_samples > extractor.n_samples:
+                raise ValueError(
+                    f"a clip has {num_samples} samples, the encoder hears {extractor.n_samples}: crop it first"
+                )
+            states = self.encoder(whisper_log_mel(audio.float(), extractor)).last_hidden_state
+            return states[:, : -(-num_samples * states.shape[1] // extractor.n_samples)]
+        if self.encoder._get_feat_extract_output_lengths(num_samples) < 1:
+            raise ValueError(f"a clip has {num_samples} samples: the encoder needs more for one frame, leave it out")
+        audio = audio.float()
+        return self.encoder(normalized(audio) if extractor.do_normalize else audio).last_hidden_state
+
+
+class PerceptualLoss(FrozenEncoder):
+    """Squared distance of the last hidden states; L3AC has it with Whisper tiny.en
+    (https://github.com/zhai-lw/L3AC, branch `train`, `PerceptualLoss`) and counts the silence up to 30 s too.
+
+    Every clip is heard as if it were alone: clips of one duration run together, without padding, since encoders that
+    normalise over time were not trained with masks. Whisper hears each clip followed by silence up to 30 s, as it
+    always does; that silence does not count.
+
+    Encoders that normalise the waveform do not hear its level.
+
+    Args:
+        model: as of `FrozenEncoder`.
+        sampling_rate: Hz, of the audio.
+
+    Raises:
+        ValueError: as `FrozenEncoder`, and for an encoder with another sampling rate.
+    """
+
+    def __init__(self, model: str | os.PathLike, sampling_rate: int):
+        super().__init__(model)
+        if self.feature_extractor.sampling_rate != sampling_rate:
+            raise ValueError(
+                f"{model} wants audio at {self.feature_extractor.sampling_rate} Hz, it is at {sampling_rate} Hz: take "
+                "an encoder of that rate"
+            )
 
     def forward(self, reference: torch.Tensor, estimate: torch.Tensor, padding_mask: torch.Tensor) -> torch.Tensor:
         """Squared differences summed over channels, mean over the frames that hold audio: float `(batch,)`, 0 for a
@@ -78,22 +110,40 @@ class PerceptualLoss(nn.Module):
             losses[rows] = (states - reference_states).float().square().sum(dim=-1).mean(dim=-1).to(losses.dtype)
         return losses
 
-    def hidden_states(self, audio: torch.Tensor) -> torch.Tensor:
-        """The encoder's last hidden states `(batch, num_frames, hidden_size)` of clips `(batch, num_samples)`, those
-        frames that hold audio."""
-        extractor = self.feature_extractor
-        num_samples = audio.shape[-1]
-        if isinstance(extractor, WhisperFeatureExtractor):
-            if num_samples > extractor.n_samples:
-                raise ValueError(
-                    f"a clip has {num_samples} samples, the encoder hears {extractor.n_samples}: crop it first"
-                )
-            states = self.encoder(whisper_log_mel(audio.float(), extractor)).last_hidden_state
-            return states[:, : -(-num_samples * states.shape[1] // extractor.n_samples)]
-        if self.encoder._get_feat_extract_output_lengths(num_samples) < 1:
-            raise ValueError(f"a clip has {num_samples} samples: the encoder needs more for one frame, leave it out")
-        audio = audio.float()
-        return self.encoder(normalized(audio) if extractor.do_normalize else audio).last_hidden_state
+
+class TokenAlignment(nn.Module):
+    """How far a linear map of a codec's features is from what an audio encoder makes of the same audio, for tokens that
+    say what the encoder hears: 1 less the cosine, mean over frames. The map is trained, the encoder is frozen.
+
+    Lycodec has it with MERT and mHuBERT (https://github.com/mini-kio/Lycodec at commit 8040de3). The encoder hears the
+    channels' mean, at its own sampling rate (the original: the left channel).
+
+    Args:
+        model: as of `FrozenEncoder`.
+        latent_dim: of the features.
+        sampling_rate: Hz, of the audio.
+
+    Raises:
+        ValueError: as `FrozenEncoder`.
+    """
+
+    def __init__(self, model: str | os.PathLike, latent_dim: int, sampling_rate: int):
+        super().__init__()
+        encoder = FrozenEncoder(model)
+        self.sampling_rate = sampling_rate
+        self.projection = nn.Linear(latent_dim, encoder.encoder.config.hidden_size)
+        self._encoder = [encoder]  # a list keeps it from being registered: it is not saved with a run
+
+    def forward(self, audio: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        """Float `(batch, num_channels, num_samples)` and `(batch, num_frames, latent_dim)` of it to `(batch,)`."""
+        encoder = self._encoder[0].to(audio.device)
+        with torch.no_grad():
+            heard = resample(
+                audio.mean(dim=1).cpu().numpy(), self.sampling_rate, encoder.feature_extractor.sampling_rate
+            )
+            states = encoder.hidden_states(torch.from_numpy(heard).to(audio.device))
+            states = nn.functional.adaptive_avg_pool1d(states.transpose(1, 2), features.shape[1]).transpose(1, 2)
+        return 1 - nn.functional.cosine_similarity(self.projection(features), states, dim=-1).mean(dim=1)
 
 
 def whisper_log_mel(audio: torch.Tensor, extractor: WhisperFeatureExtractor) -> torch.Tensor:

@@ -4,15 +4,19 @@ Ready ones are in `training/recipes`; `recipe_path("speech-cpu")` is the path of
 """
 
 import os
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 
 import yaml
 
-from ..models.configuration_codec import PRESETS
+from ..presets import PRESETS, preset_config
 
-LOSSES = ("waveform", "stft", "convergence_stft", "mel", "perceptual", "adversarial", "feature_matching")
+LOSSES = {  # by model_type
+    "codec": ("waveform", "stft", "convergence_stft", "mel", "perceptual", "adversarial", "feature_matching"),
+    "lycodec": ("consistency", "stft", "alignment"),
+}
 RECIPES = Path(__file__).parent / "recipes"
 
 
@@ -53,11 +57,13 @@ class Data:
 
 @dataclass(frozen=True)
 class Phase:
-    """`steps` with these weights of `LOSSES`; `caps` are the largest values of weighted losses, see `losses.cap`."""
+    """`steps` with these weights of losses, which the model's family has; `caps` are the largest values of weighted
+    losses, see `losses.cap`. Lycodec: `quantizer_dropout` is the share of steps without the quantizer."""
 
     steps: int
     losses: dict[str, float]
     caps: dict[str, float] = field(default_factory=dict)
+    quantizer_dropout: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -105,8 +111,9 @@ class Recipe:
         accumulation_steps: parts in which a process computes its share of the batch.
         phases: one after the other.
         ema_decay: of the average of the weights, which is what is validated and saved.
-        precision: "bf16" runs the wide residual units and the discriminators in it, see `training.precision`.
-        perceptual_model: folder or Hub id of an audio encoder, for the loss "perceptual".
+        precision: "bf16" runs most of the work in it, see `training.precision`.
+        gradient_checkpointing: compute layers once more instead of keeping what they computed; Lycodec.
+        perceptual_model: folder or Hub id of an audio encoder, for the losses "perceptual" and "alignment".
         validate_minutes, save_minutes: between validations, and between states to resume from.
         check_collapse_steps: window of tokens in which a collapse of the quantizer is looked for.
         trackers: of accelerate, like "tensorboard", that get what is logged.
@@ -121,6 +128,7 @@ class Recipe:
     optimizer: Optimizer = field(default_factory=Optimizer)
     ema_decay: float = 0.999
     precision: Literal["float32", "bf16"] = "float32"
+    gradient_checkpointing: bool = False
     digit_noise: DigitNoise = field(default_factory=DigitNoise)
     discriminators: Discriminators = field(default_factory=Discriminators)
     perceptual_model: str | None = None
@@ -163,9 +171,22 @@ def load_recipe(path: str | os.PathLike, **replaced) -> Recipe:
         for key in sections:
             section = section.setdefault(key, {})
         section[last] = value
-    recipe = _build(Recipe, content, os.fspath(path))
+    recipe = recipe_of_dict(content, os.fspath(path))
     _check(recipe, os.fspath(path))
     return recipe
+
+
+def check_losses(phase: Phase, known: Iterable[str], where: str):
+    """Raise `ValueError` that calls the recipe `where` for a loss that is not among `known`."""
+    unknown = [name for name in (*phase.losses, *phase.caps) if name not in known]
+    if unknown:
+        raise ValueError(f"{where}: there is no loss {unknown[0]!r}; the losses are: {', '.join(known)}")
+
+
+def recipe_of_dict(content: dict, where: str) -> Recipe:
+    """A recipe of what YAML or JSON holds; fields that are not there have their defaults. Raises `ValueError` that
+    calls it `where` for unknown or missing fields and values of another type."""
+    return _build(Recipe, content, where)
 
 
 def recipe_path(name: str) -> Path:
@@ -229,14 +250,16 @@ def _check(recipe: Recipe, where: str):
         raise ValueError(f"{where}, model: either a preset or a folder is wanted")
     if recipe.model.preset is not None and recipe.model.preset not in PRESETS:
         raise ValueError(f"{where}: there is no preset {recipe.model.preset!r}; the presets are: {', '.join(PRESETS)}")
+    known = dict.fromkeys(name for names in LOSSES.values() for name in names)
+    if recipe.model.preset is not None:
+        known = LOSSES[preset_config(recipe.model.preset).model_type]
     if not recipe.phases:
         raise ValueError(f"{where} has no phases: at least one is wanted")
     for phase in recipe.phases:
-        unknown = [name for name in (*phase.losses, *phase.caps) if name not in LOSSES]
-        if unknown:
-            raise ValueError(f"{where}: there is no loss {unknown[0]!r}; the losses are: {', '.join(LOSSES)}")
-        if "perceptual" in phase.losses and recipe.perceptual_model is None:
-            raise ValueError(f"{where}: the loss 'perceptual' wants a perceptual_model, like openai/whisper-tiny")
+        check_losses(phase, known, where)
+        for name in ("perceptual", "alignment"):
+            if name in phase.losses and recipe.perceptual_model is None:
+                raise ValueError(f"{where}: the loss {name!r} wants a perceptual_model, like openai/whisper-tiny")
 
 
 def _plain(value):

@@ -8,8 +8,10 @@ In the output folder:
     log.jsonl           losses, learning rate, use of the codebook, one line for some steps
     validation.jsonl    metrics of the averaged weights on the held-out clips
     state.pt            to go on from, after any interruption
-    last/, best/        the model: ordinary folders, with a card; best is by PESQ-WB
+    last/, best/        the model: ordinary folders, with a card; best is by PESQ-WB, of Lycodec by STFT distance
     samples/, curve.png held-out clips as decoded, and the learning curve
+
+What differs between families of codecs is in `codec_training` and `lycodec_training`.
 """
 
 import copy
@@ -27,25 +29,23 @@ from accelerate.utils import set_seed
 from tqdm import tqdm
 
 from ..atomic import atomic_path
-from ..codecs import load_model
+from ..codecs import load_model, num_channels
 from ..data import find_clips
-from ..models.configuration_codec import CodecConfig
-from ..models.modeling_codec import CodecModel
+from ..models.pretrained import PreTrainedCodec
+from ..presets import preset_config
 from . import losses
+from .codec_training import CodecTraining
 from .data import Crops, check_disjoint, collate, corpora, crop_batches, hold_out_clips, hold_out_speakers, without
-from .discriminators import Discriminator, adversarial_loss, discriminator_loss, feature_matching_loss
-from .normalization import recalibrate_norms
+from .lycodec_training import LycodecTraining
 from .optimizers import make_optimizers
-from .perceptual import PerceptualLoss
-from .precision import run_in_bf16, run_units_in_bf16
-from .quantization import CodeUseWindow, check_collapse, digit_noise_probability, prepare_quantizer, recalibrate
-from .recipe import Recipe, as_dict
+from .recipe import LOSSES, Recipe, as_dict, check_losses, recipe_of_dict
 from .schedules import ema_weight, learning_rate_share
 from .validation import Validation
 
 LOG_EVERY_STEPS = 10
 PARTS = ("encoder", "quantizer", "decoder")
 NUM_CALIBRATION_CROPS = 96
+FAMILIES = {family.config_class.model_type: family for family in (CodecTraining, LycodecTraining)}
 
 
 class Trainer:
@@ -68,25 +68,22 @@ class Trainer:
         self.output_dir.mkdir(parents=True, exist_ok=True)
         self._claim_output_dir()
         set_seed(recipe.seed)
-        model = _initial_model(recipe)
-        self.config = model.config
+        self.codec = _initial_model(recipe)
+        self.config = self.codec.config
         self._prepare_data()
-        self.averaged = copy.deepcopy(model).eval().requires_grad_(False).to(self.accelerator.device)
+        self.averaged = copy.deepcopy(self.codec).eval().requires_grad_(False).to(self.accelerator.device)
+        if recipe.gradient_checkpointing:
+            self.codec.gradient_checkpointing_enable({"use_reentrant": False})
         self.accelerator.init_trackers("training")
-        self.model, *self.optimizers = self.accelerator.prepare(model, *make_optimizers(model, recipe.optimizer))
+        self.family = FAMILIES[self.config.model_type](recipe, self.codec, self.averaged, self.accelerator)
+        module = self.family.module
+        self.model, *self.optimizers = self.accelerator.prepare(module, *make_optimizers(module, recipe.optimizer))
         if recipe.precision == "bf16":
-            run_units_in_bf16(self._unwrapped)
-        self.perceptual = None
-        if recipe.perceptual_model is not None:
-            self.perceptual = PerceptualLoss(recipe.perceptual_model, self.config.sampling_rate)
-            self.perceptual.to(self.accelerator.device)
-        self.discriminator = self.discriminator_optimizer = None
-        if any({"adversarial", "feature_matching"} & set(phase.losses) for phase in recipe.phases):
-            self._prepare_discriminator()
-        self.code_use = CodeUseWindow(self.config.quantization_levels, recipe.check_collapse_steps)
+            self.family.run_in_bf16()
         self.step = 0
         self.seconds = 0.0  # spent training, over all resumed runs
-        self.validation = Validation(self.validation_clips, self.output_dir)
+        extractor = self.family.extractor_class(sampling_rate=self.config.sampling_rate)
+        self.validation = Validation(self.validation_clips, self.output_dir, extractor, self.family.metrics)
         if (self.output_dir / "state.pt").exists():
             self._load_state()
 
@@ -104,7 +101,7 @@ class Trainer:
                 if self.step % LOG_EVERY_STEPS == 0:
                     self._log(facts, progress)
                 if self.step % recipe.check_collapse_steps == 0:
-                    check_collapse(self.code_use.use())
+                    self.family.check_collapse()
                 last = self.step == recipe.num_steps
                 if last or self._due(validated, recipe.validate_minutes):
                     self.validate()
@@ -129,8 +126,8 @@ class Trainer:
             yield {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
 
     def train_step(self, batch: dict[str, torch.Tensor]) -> dict[str, float]:
-        """One update by a batch `input_values (batch, 1, num_samples)`, `padding_mask (batch, num_samples)`; returns
-        what is logged of it."""
+        """One update by a batch `input_values (batch, num_channels, num_samples)`, `padding_mask (batch, num_samples)`;
+        returns what is logged of it."""
         recipe, step = self.recipe, self.step
         torch.manual_seed(hash((recipe.seed, step, self.accelerator.process_index)) % 2**63)
         phase = recipe.phase(step)
@@ -139,30 +136,22 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate
         for name in PARTS:
-            getattr(self._unwrapped, name).train(name in recipe.model.parts)
-        noise = recipe.digit_noise
-        if "quantizer" in recipe.model.parts:
-            self._unwrapped.quantizer.noise_probability = digit_noise_probability(
-                step, noise.first_step, noise.ramp_steps, noise.probability
-            )
+            getattr(self.codec, name).train(name in recipe.model.parts)
+        self.family.start_step(step, phase)
         # gradients are averaged over processes, so each divides by the mean count
         num_valid = self.accelerator.reduce(batch["padding_mask"].sum().float(), reduction="mean")
-        judged = self.discriminator is not None and bool({"adversarial", "feature_matching"} & set(phase.losses))
-        update_discriminator = judged and step % recipe.discriminators.every == 0
         totals: dict[str, torch.Tensor] = {}
         parts = _split(batch, recipe.accumulation_steps)
         for number, part in enumerate(parts):
             is_last = number == len(parts) - 1
             with nullcontext() if is_last else self.accelerator.no_sync(self.model):
-                output = self.model(**part)
-                if update_discriminator:
-                    self._train_discriminator(part, output.audio_values.detach(), num_valid, is_last)
-                values = self._losses(part, output.audio_values, phase, judged)
-                means = {
-                    name: losses.batch_mean(value, part["padding_mask"], num_valid) for name, value in values.items()
-                }
+                functions = self.family.loss_functions(self.model, part, num_valid, is_last)
+                means = {}
+                for name, weight in phase.losses.items():
+                    value = weight * functions[name]()
+                    value = losses.cap(value, phase.caps[name]) if name in phase.caps else value
+                    means[name] = losses.batch_mean(value, part["padding_mask"], num_valid)
                 self.accelerator.backward(sum(means.values()))
-            self.code_use.add(output.audio_codes, output.audio_codes_mask)
             for name, mean in means.items():
                 totals[name] = totals.get(name, 0) + mean.detach()
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), recipe.optimizer.clip_norm)
@@ -174,10 +163,7 @@ class Trainer:
 
     def validate(self):
         """Measure the averaged weights on the held-out clips and save them to last/, and to best/ if they are."""
-        if "quantizer" in self.recipe.model.parts:
-            recalibrate(self.averaged, self._calibration_batches())
-        if "decoder" in self.recipe.model.parts:
-            recalibrate_norms(self.averaged, self._calibration_batches())
+        self.family.finish_average(self._calibration_batches)
         if self.accelerator.is_main_process:
             self._track(self.validation(self.averaged, self._record()))
         self.accelerator.wait_for_everyone()
@@ -210,53 +196,9 @@ class Trainer:
         """Give numbers to the trackers of accelerate."""
         self.accelerator.log({name: value for name, value in values.items() if value is not None}, step=self.step)
 
-    @property
-    def _unwrapped(self) -> CodecModel:
-        return self.accelerator.unwrap_model(self.model)
-
-    def _losses(self, batch: dict, decoded: torch.Tensor, phase, judged: bool) -> dict[str, torch.Tensor]:
-        """Weighted and capped losses, `(batch,)` each, by name."""
-        original, mask = batch["input_values"], batch["padding_mask"]
-        functions = {
-            "waveform": lambda: losses.waveform_loss(original, decoded, mask),
-            "stft": lambda: losses.stft_loss(original, decoded, mask),
-            "convergence_stft": lambda: losses.convergence_stft_loss(original, decoded, mask),
-            "mel": lambda: losses.mel_loss(original, decoded, mask, self.config.sampling_rate),
-            "perceptual": lambda: self.perceptual(original, decoded, mask),
-        }
-        if judged:
-            self.discriminator.requires_grad_(False)
-            with torch.no_grad():
-                real = self.discriminator(original, mask)
-            fake = self.discriminator(decoded, mask)
-            self.discriminator.requires_grad_(True)
-            functions["adversarial"] = lambda: adversarial_loss(fake)
-            functions["feature_matching"] = lambda: feature_matching_loss(real, fake)
-        weighted = {name: weight * functions[name]() for name, weight in phase.losses.items()}
-        return {
-            name: losses.cap(loss, phase.caps[name]) if name in phase.caps else loss for name, loss in weighted.items()
-        }
-
-    def _prepare_discriminator(self):
-        sizes = self.recipe.discriminators
-        discriminator = Discriminator(period_channels=sizes.period_channels, band_channels=sizes.band_channels)
-        optimizer = torch.optim.AdamW(discriminator.parameters(), lr=sizes.learning_rate, betas=(0.8, 0.99))
-        self.discriminator, self.discriminator_optimizer = self.accelerator.prepare(discriminator, optimizer)
-        if self.recipe.precision == "bf16":
-            run_in_bf16(self.discriminator)
-
-    def _train_discriminator(self, batch: dict, decoded: torch.Tensor, num_valid: torch.Tensor, is_last: bool):
-        mask = batch["padding_mask"]
-        loss = discriminator_loss(self.discriminator(batch["input_values"], mask), self.discriminator(decoded, mask))
-        self.accelerator.backward(losses.batch_mean(loss, mask, num_valid))
-        if is_last:
-            self.accelerator.clip_grad_norm_(self.discriminator.parameters(), self.recipe.discriminators.clip_norm)
-            self.discriminator_optimizer.step()
-            self.discriminator_optimizer.zero_grad()
-
     @torch.no_grad()
     def _update_average(self, weight: float):
-        for average, parameter in zip(self.averaged.parameters(), self._unwrapped.parameters()):
+        for average, parameter in zip(self.averaged.parameters(), self.codec.parameters()):
             if parameter.requires_grad:
                 average.lerp_(parameter, weight)
 
@@ -281,18 +223,18 @@ class Trainer:
             gain_db=data.gain_db,
             flip_polarity=data.flip_polarity,
             speed=data.speed,
+            num_channels=num_channels(self.config),
         )
 
     def _log(self, facts: dict, progress: tqdm):
-        use = self.code_use.use()
+        family_facts = self.family.log_facts()  # of all processes
         hours = self._hours_of_audio()
         line = {
             "step": self.step,
             "hours_of_audio": hours,
             "audio_seconds_per_second": 3600 * hours / max(self.seconds, 1e-9),
             **{name: float(value) for name, value in facts.items()},
-            "token_bits": use.bits,
-            "digit_bits": use.digit_bits,
+            **family_facts,
         }
         if self.accelerator.is_main_process:
             with (self.output_dir / "log.jsonl").open("a") as file:
@@ -309,7 +251,7 @@ class Trainer:
         """Write the recipe, or compare it with the one of the run that is to be resumed."""
         path, asked = self.output_dir / "recipe.json", as_dict(self.recipe)
         if path.exists():
-            if json.loads(path.read_text()) != asked:
+            if recipe_of_dict(json.loads(path.read_text()), os.fspath(path)) != self.recipe:
                 raise ValueError(f"{self.output_dir} holds a run of another recipe: give another output folder")
         elif self.accelerator.is_main_process:
             with atomic_path(path) as unfinished:
@@ -321,15 +263,12 @@ class Trainer:
             state = {
                 "step": self.step,
                 "seconds": self.seconds,
-                "model": self._unwrapped.state_dict(),
+                "model": self.accelerator.unwrap_model(self.model).state_dict(),
                 "averaged": self.averaged.state_dict(),
                 "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
                 "best": self.validation.best,
-                "code_use": self.code_use.state_dict(),  # of the main process
+                **self.family.state_dict(),
             }
-            if self.discriminator is not None:
-                state["discriminator"] = self.accelerator.unwrap_model(self.discriminator).state_dict()
-                state["discriminator_optimizer"] = self.discriminator_optimizer.state_dict()
             with atomic_path(self.output_dir / "state.pt") as path, path.open("wb") as file:
                 torch.save(state, file)
         self.accelerator.wait_for_everyone()
@@ -338,38 +277,38 @@ class Trainer:
         state = torch.load(self.output_dir / "state.pt", map_location=self.accelerator.device, weights_only=True)
         self.step, self.seconds = state["step"], state["seconds"]
         self.validation.best = state["best"]
-        self.code_use.load_state_dict(state["code_use"])
-        self._unwrapped.load_state_dict(state["model"])
+        self.accelerator.unwrap_model(self.model).load_state_dict(state["model"])
         self.averaged.load_state_dict(state["averaged"])
         for optimizer, its_state in zip(self.optimizers, state["optimizers"]):
             optimizer.load_state_dict(its_state)
-        if self.discriminator is not None:
-            self.accelerator.unwrap_model(self.discriminator).load_state_dict(state["discriminator"])
-            self.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
+        self.family.load_state_dict(state)
         if self.accelerator.is_main_process:
             for name in ("log.jsonl", "validation.jsonl"):
                 _drop_lines_after(self.output_dir / name, self.step)
 
 
-def _initial_model(recipe: Recipe) -> CodecModel:
+def _initial_model(recipe: Recipe) -> PreTrainedCodec:
     if recipe.model.preset is not None:
-        model = CodecModel(CodecConfig.from_preset(recipe.model.preset, **recipe.model.overrides))
+        config = type(preset_config(recipe.model.preset)).from_preset(recipe.model.preset, **recipe.model.overrides)
+        codec = FAMILIES[config.model_type].model_class(config)
     else:
-        model = load_model(recipe.model.folder, device="cpu")
-        if not isinstance(model, CodecModel):
-            raise ValueError(f"{recipe.model.folder} is a {type(model).__name__}: only a CodecModel can be trained")
+        codec = load_model(recipe.model.folder, device="cpu")
+        if codec.config.model_type not in FAMILIES:
+            trained = " and ".join(family.model_class.__name__ for family in FAMILIES.values())
+            raise ValueError(f"{recipe.model.folder} is a {type(codec).__name__}: {trained} can be trained")
+        for phase in recipe.phases:
+            check_losses(phase, LOSSES[codec.config.model_type], recipe.model.folder)
         if recipe.model.overrides:
-            model = _moved(model, recipe.model.overrides)
-    if "quantizer" in recipe.model.parts:
-        prepare_quantizer(model)
+            codec = _moved(codec, recipe.model.overrides)
+    FAMILIES[codec.config.model_type].prepare(codec, recipe)
     for name in PARTS:
-        getattr(model, name).requires_grad_(name in recipe.model.parts)
-    return model.train()
+        getattr(codec, name).requires_grad_(name in recipe.model.parts)
+    return codec.train()
 
 
-def _moved(model: CodecModel, overrides: dict) -> CodecModel:
+def _moved(model: PreTrainedCodec, overrides: dict) -> PreTrainedCodec:
     """A model with the same weights and another configuration; statistics of running norms may be new."""
-    moved = CodecModel(CodecConfig.from_dict(model.config.to_dict() | overrides))
+    moved = type(model)(type(model.config).from_dict(model.config.to_dict() | overrides))
     weights, places = model.state_dict(), moved.state_dict()
     new = {name for name in places.keys() - weights.keys() if not name.split(".")[-1].startswith("running_")}
     misfits = sorted(new | (weights.keys() - places.keys()))

@@ -14,14 +14,13 @@ from ..audio import resample, write_audio
 from ..codecs import TransformersCodec
 from ..data import Clip
 from ..evaluation.alignment import align
-from ..evaluation.metrics import compute_metrics
+from ..evaluation.metrics import METRICS, compute_metrics
 from ..evaluation.plots import spectrogram_plot
 from ..hub.cards import CARD_NAME, TRAINING_RECORD, model_card
 from ..models.feature_extraction_codec import CodecFeatureExtractor
-from ..models.modeling_codec import CodecModel
+from ..models.pretrained import PreTrainedCodec
 from .quantization import TrainingQuantizer, folded
 
-METRICS = ("pesq_wb", "stoi", "mel_distance", "si_sdr_db")
 NUM_SAMPLES = 2  # clips that are written
 
 
@@ -31,42 +30,47 @@ class Validation:
     Args:
         clips: held out from training; with none, models are saved and not measured.
         output_dir: of the run.
+        extractor: of the models.
+        metrics: of `METRICS`; the best model is the best by the first.
     """
 
-    def __init__(self, clips: list[Clip], output_dir: Path):
-        self.clips, self.output_dir = clips, output_dir
-        self.best: float | None = None  # PESQ-WB of best/
+    def __init__(self, clips: list[Clip], output_dir: Path, extractor: CodecFeatureExtractor, metrics: tuple[str, ...]):
+        self.clips, self.output_dir, self.extractor, self.metrics = clips, output_dir, extractor, metrics
+        self.best: float | None = None  # the first metric of best/
 
-    def __call__(self, model: CodecModel, record: dict) -> dict[str, float | None]:
+    def __call__(self, model: PreTrainedCodec, record: dict) -> dict[str, float | None]:
         """Measure `model` and save it, in its published architecture, with a record of its training, which tells `step`
-        and `minutes`. Returns the means of `METRICS`."""
+        and `minutes`. Returns the means of its metrics."""
         with folded(model) if isinstance(model.quantizer, TrainingQuantizer) else nullcontext():
             return self._measure_and_save(model, record)
 
-    def _measure_and_save(self, model: CodecModel, record: dict) -> dict[str, float | None]:
-        extractor = CodecFeatureExtractor(sampling_rate=model.config.sampling_rate)
-        means = self._measure(TransformersCodec("last", model, extractor))
+    def _measure_and_save(self, model: PreTrainedCodec, record: dict) -> dict[str, float | None]:
+        means = self._measure(TransformersCodec("last", model, self.extractor))
         with (self.output_dir / "validation.jsonl").open("a") as file:
             file.write(json.dumps({"step": record["step"], "minutes": record["minutes"], **means}) + "\n")
-        _save(model, extractor, record, self.output_dir / "last")
-        score = means.get("pesq_wb")
-        if score is not None and (self.best is None or score > self.best):
+        _save(model, self.extractor, record, self.output_dir / "last")
+        score = means[self.metrics[0]]
+        if score is not None and (self.best is None or self._is_better(score)):
             self.best = score
-            _save(model, extractor, record, self.output_dir / "best")
+            _save(model, self.extractor, record, self.output_dir / "best")
         self._draw_curve()
         return means
 
+    def _is_better(self, score: float) -> bool:
+        return score > self.best if METRICS[self.metrics[0]].better == "higher" else score < self.best
+
     def _measure(self, codec: TransformersCodec) -> dict[str, float | None]:
-        values = {name: [] for name in METRICS}
+        values = {name: [] for name in self.metrics}
         for number, clip in enumerate(self.clips):
-            audio, sampling_rate = clip.read("mix")
+            audio, sampling_rate = clip.read("mix", codec.num_channels)
             audio = resample(audio, sampling_rate, codec.input_sampling_rate)
-            (decoded,) = codec.decode(codec.encode([audio]), [len(audio)])
+            (decoded,) = codec.decode(codec.encode([audio]), [audio.shape[-1]])
             if number < NUM_SAMPLES:
                 self._write_sample(number, audio, decoded, codec.input_sampling_rate)
             aligned = align(audio, decoded, codec.input_sampling_rate)
-            scores, reasons = compute_metrics(aligned.reference, aligned.estimate, codec.input_sampling_rate, METRICS)
-            for name in METRICS:
+            pair = aligned.reference, aligned.estimate
+            scores, reasons = compute_metrics(*pair, codec.input_sampling_rate, self.metrics)
+            for name in self.metrics:
                 if name not in reasons:
                     values[name].append(scores[name])
         return {name: float(np.mean(scores)) if scores else None for name, scores in values.items()}
@@ -76,12 +80,13 @@ class Validation:
         write_audio(folder / f"{number}-original.flac", audio, sampling_rate)
         write_audio(folder / f"{number}-decoded.flac", decoded, sampling_rate)
         with atomic_path(folder / f"{number}.png") as path:
-            path.write_bytes(spectrogram_plot([("original", audio), ("decoded", decoded)], sampling_rate))
+            shown = [("original", np.atleast_2d(audio)[0]), ("decoded", np.atleast_2d(decoded)[0])]
+            path.write_bytes(spectrogram_plot(shown, sampling_rate))
 
     def _draw_curve(self):
         lines = [json.loads(line) for line in (self.output_dir / "validation.jsonl").read_text().splitlines()]
         figure = Figure(figsize=(12, 3), layout="constrained")
-        for axes, name in zip(figure.subplots(1, len(METRICS)), METRICS):
+        for axes, name in zip(figure.subplots(1, len(self.metrics)), self.metrics):
             axes.plot([line["minutes"] for line in lines], [line[name] for line in lines], marker=".")
             axes.set(title=name, xlabel="minutes")
             axes.grid(alpha=0.3)
@@ -89,7 +94,7 @@ class Validation:
             figure.savefig(path, format="png", dpi=100)
 
 
-def _save(model: CodecModel, extractor: CodecFeatureExtractor, record: dict, folder: Path):
+def _save(model: PreTrainedCodec, extractor: CodecFeatureExtractor, record: dict, folder: Path):
     """Replace a saved folder by one that is complete."""
     replaced = folder.with_name(f".replaced-{folder.name}-{os.getpid()}")
     if folder.exists():

@@ -1,0 +1,199 @@
+"""What is particular to training a `LycodecModel`: a consistency model, taught by the average of its own weights.
+
+The noise levels and the distance are those of the original (https://github.com/mini-kio/Lycodec at commit 8040de3),
+whose trainer can't run; the distance is that of "Improved Techniques for Training Consistency Models" (Song and
+Dhariwal 2023, https://arxiv.org/abs/2310.14189, equation 7), taken over samples.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from ..models.configuration_lycodec import LycodecConfig
+from ..models.feature_extraction_lycodec import LycodecFeatureExtractor
+from ..models.modeling_lycodec import LycodecModel
+from ..models.precision import at_least_float32
+from .losses import convergence_stft_loss
+from .perceptual import TokenAlignment
+from .precision import run_in_bf16
+from .recipe import Phase, Recipe
+
+HIGHEST_NOISE_LEVEL = 80.0
+LEVEL_EXPONENT = 7  # of the levels' distribution, as in Karras et al. 2022
+LARGEST_STEP = 0.2  # from one level to the next, of it
+HUBER_CONSTANT = 0.00054
+STFT_SIZES = tuple((size, size // 4, size) for size in (512, 1024, 2048, 4096))  # FFT, hop and window, samples
+LEAST_DIGIT_SHARE = 0.1  # of log2(levels) that the digits must carry on average
+
+
+class LycodecTraining:
+    """As `CodecTraining`, for Lycodec. Crops are those that the codec codes apart from each other.
+
+    Losses are "consistency" (`consistency_loss`), "stft" (of audio decoded from `config.noise_level`, in four
+    resolutions) and "alignment" (`TokenAlignment`).
+
+    Raises:
+        ValueError: crops of another length.
+    """
+
+    config_class, model_class, extractor_class = LycodecConfig, LycodecModel, LycodecFeatureExtractor
+    metrics = ("stft_distance", "mel_distance", "si_sdr_db")
+
+    def __init__(self, recipe: Recipe, codec: LycodecModel, average: LycodecModel, accelerator: Accelerator):
+        config = codec.config
+        if round(recipe.data.crop_seconds * config.sampling_rate) != config.crop_length:
+            raise ValueError(
+                f"crop_seconds is {recipe.data.crop_seconds}: this codec's crops, {config.algorithmic_latency} s, are "
+                "what it is trained on"
+            )
+        self.recipe, self.codec, self.accelerator = recipe, codec, accelerator
+        alignment = None
+        if recipe.perceptual_model is not None:
+            alignment = TokenAlignment(recipe.perceptual_model, config.latent_dim, config.sampling_rate)
+        self.module = LycodecStep(codec, average, alignment)
+        self._code_counts = torch.zeros(config.num_codebooks, config.codebook_size, device=accelerator.device)
+
+    @staticmethod
+    def prepare(codec: LycodecModel, recipe: Recipe):
+        """Nothing: its quantizer has no parameters and no statistics."""
+
+    def run_in_bf16(self):
+        """The encoder and the decoder's network; transforms, scales and the heads of the bands don't."""
+        run_in_bf16(self.codec.encoder)
+        run_in_bf16(self.codec.decoder.network)
+
+    def start_step(self, step: int, phase: Phase):
+        """Draw whether the quantizer is left out of this step, the same in all processes."""
+        generator = torch.Generator().manual_seed(hash((self.recipe.seed, step)) % 2**63)
+        self._quantizes = torch.rand((), generator=generator).item() >= phase.quantizer_dropout
+        self._wanted = tuple(phase.losses)
+
+    def loss_functions(
+        self, module: nn.Module, batch: dict, num_valid: torch.Tensor, is_last: bool
+    ) -> dict[str, Callable[[], torch.Tensor]]:
+        """As `CodecTraining.loss_functions`."""
+        values, digits = module(batch["input_values"], batch["padding_mask"], self._quantizes, self._wanted)
+        is_level = digits.flatten(0, 1).T[..., None] == torch.arange(self._code_counts.shape[1], device=digits.device)
+        self._code_counts += is_level.sum(dim=1)
+        return {name: lambda value=value: value for name, value in values.items()}
+
+    def log_facts(self) -> dict[str, float]:
+        """How much the levels are used since the last check for a collapse: bits of a digit, mean of all."""
+        return {"digit_bits": self._digit_bits()}
+
+    def check_collapse(self):
+        """Raise `RuntimeError` where most digits are constant."""
+        bits, most_bits = self._digit_bits(), math.log2(self._code_counts.shape[1])
+        self._code_counts.zero_()
+        if bits < LEAST_DIGIT_SHARE * most_bits:
+            raise RuntimeError(
+                f"digits carry {bits:.2f} of {most_bits:.2f} bits on average, less than {LEAST_DIGIT_SHARE:.0%}: the "
+                "quantizer collapses; go back to an earlier state with a lower learning rate"
+            )
+
+    def finish_average(self, batches: Callable[[], Iterable[dict[str, torch.Tensor]]]):
+        """Nothing: there are no statistics."""
+
+    def state_dict(self) -> dict:
+        """As `CodecTraining.state_dict`."""
+        return {"code_counts": self._code_counts}
+
+    def load_state_dict(self, state: dict):
+        """As `CodecTraining.load_state_dict`."""
+        self._code_counts.copy_(state["code_counts"])
+
+    def _digit_bits(self) -> float:
+        counts = self.accelerator.reduce(self._code_counts.double(), reduction="sum")
+        shares = counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
+        return float(torch.special.entr(shares).sum(dim=1).mean() / math.log(2))
+
+
+class LycodecStep(nn.Module):
+    """All that a step computes of crops, in one call: losses by name, `(batch,)` each, and digits.
+
+    The teacher is no part of the module. It decodes the same features as the codec.
+    """
+
+    def __init__(self, codec: LycodecModel, teacher: LycodecModel, alignment: TokenAlignment | None = None):
+        super().__init__()
+        self.codec = codec
+        self.alignment = alignment
+        self._teacher = [teacher]  # a list keeps it from being registered
+
+    def forward(
+        self, input_values: torch.Tensor, padding_mask: torch.Tensor, quantizes: bool, wanted: tuple[str, ...]
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """Float `(batch, 2, crop_length)` and `(batch, crop_length)` to the wanted losses, and digits
+        `(batch, frames_per_crop, latent_dim)`. Without `quantizes` the decoder gets the bounded latents unrounded."""
+        codec, quantizer = self.codec, self.codec.quantizer
+        clean = codec.spectrogram(input_values)
+        latents = codec.encoder(clean)
+        features, digits = quantizer(latents)
+        if not quantizes:
+            features = quantizer.values_to_features(torch.tanh(at_least_float32(latents)))
+        values = {}
+        if "consistency" in wanted:
+            values["consistency"] = self._consistency(clean, features, padding_mask)
+        if "stft" in wanted:
+            values["stft"] = self._stft(input_values, clean, features, padding_mask)
+        if "alignment" in wanted:
+            values["alignment"] = self.alignment(input_values, features)
+        return values, digits
+
+    def _consistency(self, clean: torch.Tensor, features: torch.Tensor, padding_mask: torch.Tensor) -> torch.Tensor:
+        codec, (teacher,) = self.codec, self._teacher
+        lower, higher = draw_noise_levels(len(clean), codec.config.min_noise_level, clean.device)
+        noise = torch.randn_like(clean)
+        student_audio = self._decode(codec, features, clean + _spread(higher) * noise, higher)
+        with torch.no_grad():
+            teacher_audio = self._decode(teacher, features.detach(), clean + _spread(lower) * noise, lower)
+        return consistency_loss(student_audio, teacher_audio, padding_mask, higher - lower)
+
+    def _stft(self, input_values, clean: torch.Tensor, features: torch.Tensor, padding_mask) -> torch.Tensor:
+        levels = torch.full((len(clean),), self.codec.config.noise_level, device=clean.device)
+        decoded = self._decode(self.codec, features, _spread(levels) * torch.randn_like(clean), levels)
+        num_channels = decoded.shape[1]
+        original, decoded = (audio.flatten(0, 1).unsqueeze(1) for audio in (input_values, decoded))
+        mask = padding_mask.repeat_interleave(num_channels, dim=0)
+        return convergence_stft_loss(original, decoded, mask, STFT_SIZES).unflatten(0, (-1, num_channels)).mean(dim=1)
+
+    @staticmethod
+    def _decode(codec: LycodecModel, features, noisy: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
+        return codec.spectrogram.inverse(codec.decoder(features, noisy, levels))
+
+
+def draw_noise_levels(num_levels: int, lowest: float, device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pairs of neighbours, each `(num_levels,)`: a level from `lowest` to 80, whose seventh root is uniform, and one up
+    to a fifth above it. The lower one comes first."""
+    shares, steps = torch.rand(2, num_levels, device=device)
+    root = 1 / LEVEL_EXPONENT
+    top, bottom = HIGHEST_NOISE_LEVEL**root, lowest**root
+    lower = (top + shares * (bottom - top)) ** LEVEL_EXPONENT
+    return lower, lower * (1 + LARGEST_STEP * steps.clamp(min=1e-3))
+
+
+def consistency_loss(
+    student_audio: torch.Tensor, teacher_audio: torch.Tensor, padding_mask: torch.Tensor, level_steps: torch.Tensor
+) -> torch.Tensor:
+    """Pseudo-Huber distance by the step between the noise levels, of each clip: `(batch,)`.
+
+    The distance is sqrt(e + c^2) - c with e the mean squared difference of the samples that are audio and c = 0.00054,
+    which is that of the paper by the root of the number of samples. (The original divides by the batch's mean step;
+    then a clip's loss depends on those beside it.)
+
+    Args:
+        student_audio, teacher_audio: float `(batch, num_channels, num_samples)`; the latter gets no gradient.
+        padding_mask: `(batch, num_samples)`, 1 for audio.
+        level_steps: `(batch,)`, above 0.
+    """
+    squares = (student_audio - teacher_audio.detach()).square().mean(dim=1)
+    errors = (squares * padding_mask).sum(dim=-1) / padding_mask.sum(dim=-1).clamp(min=1)
+    return ((errors + HUBER_CONSTANT**2).sqrt() - HUBER_CONSTANT) / level_steps
+
+
+def _spread(levels: torch.Tensor) -> torch.Tensor:
+    """`(batch,)` for a product with spectrograms."""
+    return levels[:, None, None, None]
