@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from fsqcodec.audio import resample
 from fsqcodec.codecs import Codec, load_codec
 from fsqcodec.data import Clip, find_clips
 from fsqcodec.evaluation.metrics import FLOOR, compute_metrics
@@ -76,7 +77,7 @@ def summary(run: Path, clips: list[Clip]) -> dict:
             Path(clip.name).stem: {
                 "trained": decoded_distance(trained, clip),
                 "untrained": decoded_distance(untrained, clip),
-                **mean_spectrum_distances(clip),
+                **mean_spectrum_distances(trained, clip),
             }
             for clip in clips
         },
@@ -84,16 +85,15 @@ def summary(run: Path, clips: list[Clip]) -> dict:
 
 
 def decoded_distance(codec: Codec, clip: Clip) -> float:
-    """`stft_distance` of a clip, which has the codec's sampling rate, as the codec decodes it."""
-    audio, sampling_rate = clip.read(num_channels=codec.num_channels)
-    assert sampling_rate == codec.input_sampling_rate
+    """`stft_distance` of a clip as the codec decodes it, at the codec's sampling rate."""
+    audio = read(clip, codec)
     (decoded,) = codec.decode(codec.encode([audio]), [audio.shape[-1]])
-    return compute_metrics(audio, decoded, sampling_rate, ["stft_distance"])[0]["stft_distance"]
+    return compute_metrics(audio, decoded, codec.input_sampling_rate, ["stft_distance"])[0]["stft_distance"]
 
 
-def mean_spectrum_distances(clip: Clip) -> dict[str, float]:
+def mean_spectrum_distances(codec: Codec, clip: Clip) -> dict[str, float]:
     """The same of a spectrum that does not change, each channel's own mean."""
-    audio, _ = clip.read(num_channels=2)
+    audio = read(clip, codec)
     spectra = torch.stft(
         torch.from_numpy(audio).double(),
         WINDOW_LENGTH,
@@ -107,6 +107,11 @@ def mean_spectrum_distances(clip: Clip) -> dict[str, float]:
         "mean_logarithmic_spectrum": logarithms.mean(dim=-1, keepdim=True),
     }
     return {name: (logarithms - mean).abs().mean().item() for name, mean in means.items()}
+
+
+def read(clip: Clip, codec: Codec) -> np.ndarray:
+    """`(2, num_samples)` at the codec's sampling rate."""
+    return resample(*clip.read(num_channels=codec.num_channels), codec.input_sampling_rate)
 
 
 def draw(run: Path, result: dict, path: Path):

@@ -5,19 +5,22 @@
 
 `push` takes any number of samples, or of frames, and returns what has become final; `flush` returns the rest. Streams
 share a model and hold their own state. `push_together` runs several of them as one batch, whenever each of them began.
+A codec of crops, Lycodec, waits for whole crops; its crops can overlap.
 """
 
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
+from .codecs import num_channels
 from .models.feature_extraction_codec import LOUDEST_SENSIBLE_PEAK
 from .models.modeling_codec import CodecModel
-from .models.padding import ceil_to_multiple
+from .models.modeling_lycodec import CROPS_PER_PASS, LycodecModel
+from .models.padding import ceil_divide, ceil_to_multiple
 from .models.streaming_codec import Span, join_states, split_state, statistics_so_far, stream_decoder, stream_encoder
 
 PIECE_SECONDS = 5.0  # of audio that go through the model at once, however much is pushed
@@ -26,9 +29,9 @@ PIECE_SECONDS = 5.0  # of audio that go through the model at once, however much 
 class _Stream(ABC):
     """What both directions share: input that waits until a frame is whole, the state, the end."""
 
-    def __init__(self, model: CodecModel):
-        if not isinstance(model, CodecModel):
-            raise ValueError(f"a {type(model).__name__} can't be streamed: a CodecModel of fsqcodec is wanted")
+    def __init__(self, model: CodecModel | LycodecModel):
+        if not isinstance(model, (CodecModel, LycodecModel)):
+            raise ValueError(f"a {type(model).__name__} can't be streamed: CodecModel and LycodecModel can")
         if model.training:
             raise ValueError("the model is in training mode: call model.eval() before streaming")
         self.model = model
@@ -81,7 +84,12 @@ class _Stream(ABC):
     @property
     @abstractmethod
     def _steps_per_frame(self) -> int:
-        """Steps of the input that make a frame."""
+        """Steps of the input that make a frame, or what else goes through the model as one."""
+
+    @property
+    def _most_frames(self) -> int:
+        """How many of these go through the model at once."""
+        return max(1, int(PIECE_SECONDS * self.model.config.frame_rate))
 
     @abstractmethod
     def _first_step(self) -> int:
@@ -127,7 +135,18 @@ class StreamingEncoder(_Stream):
     `(batch, num_codebooks, num_frames)`: those that are final. A code is final `config.encoder_lookahead_samples` after
     the last sample of its frame. `flush()` ends the clip and returns the rest, `ceil(num_samples / hop_length)` in all.
     In half precision codes near a rounding boundary may differ from those of the whole.
+
+    Of Lycodec `push` takes `(num_samples,)`, `(2, num_samples)` or `(batch, 2, num_samples)` and returns the frames of
+    whole crops; `flush` pads the last one with silence. With `overlap` each crop begins half a crop after the one
+    before it, which doubles the rate: such codes are for a `StreamingDecoder` with `overlap` only. Raises `ValueError`
+    for an `overlap` of another codec.
     """
+
+    def __new__(cls, model: CodecModel | LycodecModel, *, overlap: bool = False):
+        return super().__new__(_class_for(cls, model, overlap, _CropEncoder, _OverlappingEncoder))
+
+    def __init__(self, model: CodecModel | LycodecModel, *, overlap: bool = False):
+        super().__init__(model)
 
     @property
     def _steps_per_frame(self) -> int:
@@ -150,22 +169,31 @@ class StreamingEncoder(_Stream):
         if not isinstance(samples, (torch.Tensor, np.ndarray)):
             raise ValueError(f"samples are a {type(samples).__name__}: an array or a tensor is wanted")
         samples = torch.as_tensor(samples)
-        if samples.ndim == 1:
-            samples = samples[None, None]
-        if samples.ndim != 3 or samples.shape[1] != 1 or len(samples) == 0:
+        channels = num_channels(self.model.config)
+        given = samples
+        if samples.ndim == 1 or samples.ndim == 2 and channels > 1:
+            samples = samples.reshape(1, -1, samples.shape[-1])
+        if samples.ndim != 3 or samples.shape[1] not in (1, channels) or len(samples) == 0:
+            kind = "mono audio (num_samples,)" if channels == 1 else f"audio ({channels}, num_samples)"
             raise ValueError(
-                f"samples have shape {tuple(samples.shape)}: mono audio (num_samples,) or (batch, 1, num_samples) is "
-                "wanted"
+                f"samples have shape {tuple(given.shape)}: {kind} or (batch, {channels}, num_samples) is wanted"
             )
+        samples = samples.expand(-1, channels, -1)
         if not samples.is_floating_point():
             raise ValueError(f"samples are {samples.dtype}: floats in [-1, 1] are wanted, int16 divided by 32768")
         peak = samples.abs().max().item() if samples.numel() else 0.0
         if not peak <= LOUDEST_SENSIBLE_PEAK:  # not a number either
             raise ValueError(f"samples peak at {peak:g}: finite ones in [-1, 1] are wanted")
-        return samples.to(self.model.device, self.model.dtype)
+        return samples.to(self.model.device, self._dtype)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        """Of samples."""
+        return self.model.dtype
 
     def _nothing(self, batch_size: int) -> torch.Tensor:
-        return torch.zeros(batch_size, 1, 0, dtype=torch.int64, device=self.model.device)
+        num_codebooks = self.model.config.num_codebooks
+        return torch.zeros(batch_size, num_codebooks, 0, dtype=torch.int64, device=self.model.device)
 
     def _compute(self, x, span, state, streams):
         latents, span, state = stream_encoder(self.model.encoder, x, span, state)
@@ -184,12 +212,26 @@ class StreamingDecoder(_Stream):
     (`config.normalizes_over_clip`). Where it does, it normalises by the statistics so far, which is another result and
     said in a warning; or by `statistics`, those of an earlier clip of the same speaker (its `StreamingDecoder`'s
     `statistics` at the end, or `clip_statistics`). With those of the clip itself it is equal to the whole.
+
+    Of Lycodec it returns stereo `(batch, 2, num_samples)` of whole crops. With `overlap` it takes what a
+    `StreamingEncoder` with `overlap` returns, fades each crop into the next one, over half a crop, with weights that
+    sum to 1, and returns half a crop more in the end. Raises `ValueError` for an `overlap` of another codec, and when
+    the clip ends within a crop.
     """
 
-    def __init__(self, model: CodecModel, statistics: Sequence[torch.Tensor] | None = None):
+    def __new__(cls, model: CodecModel | LycodecModel, *arguments, overlap: bool = False, **keywords):
+        return super().__new__(_class_for(cls, model, overlap, _CropDecoder, _OverlappingDecoder))
+
+    def __init__(
+        self,
+        model: CodecModel | LycodecModel,
+        statistics: Sequence[torch.Tensor] | None = None,
+        *,
+        overlap: bool = False,
+    ):
         super().__init__(model)
         self._given = None if statistics is None else self._checked_statistics(statistics)
-        if model.config.normalizes_over_clip and statistics is None:
+        if _normalizes_over_clip(model) and statistics is None:
             warnings.warn(
                 "this decoder normalises over the clip, which a stream does not know: it normalises by what came so "
                 "far, and the audio differs from that of the whole. Give statistics= of an earlier clip, or use a "
@@ -237,7 +279,7 @@ class StreamingDecoder(_Stream):
         return codes.to(self.model.device, torch.int64)
 
     def _checked_statistics(self, statistics: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        if not self.model.config.normalizes_over_clip:
+        if not _normalizes_over_clip(self.model):
             raise ValueError("statistics were given: this decoder does not normalise over the clip and needs none")
         num_stages = len(self.model.decoder.stages)
         if len(statistics) != num_stages:
@@ -245,13 +287,128 @@ class StreamingDecoder(_Stream):
         return [stage.to(self.model.device) for stage in statistics]
 
     def _nothing(self, batch_size: int) -> torch.Tensor:
-        return torch.zeros(batch_size, 1, 0, dtype=self.model.dtype, device=self.model.device)
+        channels = num_channels(self.model.config)
+        return torch.zeros(batch_size, channels, 0, dtype=self.model.dtype, device=self.model.device)
 
     def _compute(self, x, span, state, streams):
         features = self.model.quantizer.indices_to_features(x[..., 0])
         statistics = _join_statistics(streams)
         audio, span, state = stream_decoder(self.model.decoder, features, span, state, statistics)
         return audio.transpose(1, 2), span, state
+
+
+class _Crops(_Stream):
+    """Crops that go through a `LycodecModel` one by one, whichever stream they are of. Nothing is remembered."""
+
+    @property
+    def _most_frames(self) -> int:
+        return CROPS_PER_PASS
+
+
+class _CropEncoder(_Crops, StreamingEncoder):
+    """Samples to the codes of crops that follow each other."""
+
+    @property
+    def _steps_per_frame(self) -> int:
+        return self.model.config.crop_length
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return torch.promote_types(self.model.dtype, torch.float32)
+
+    def _first_step(self) -> int:
+        return 0
+
+    def _end_after(self, num_steps: int) -> _End:
+        config = self.model.config
+        num_crops = ceil_divide(num_steps, config.crop_length)
+        return _End(num_steps, num_crops * config.crop_length, num_crops * config.frames_per_crop)
+
+    def _compute(self, x, span, state, streams):
+        codes = self._encode(x.unflatten(1, (-1, self.model.config.crop_length)))
+        return codes, span.slower(self.model.config.hop_length), _state()
+
+    def _encode(self, crops: torch.Tensor) -> torch.Tensor:
+        """`(batch, num_crops, crop_length, 2)` to `(batch, num_codebooks, num_frames)`."""
+        codes = self.model.encode(crops.flatten(0, 1).transpose(1, 2)).audio_codes
+        return codes.unflatten(0, crops.shape[:2]).transpose(1, 2).flatten(2)
+
+
+class _OverlappingEncoder(_CropEncoder):
+    """What goes through the model are halves of crops; the last one is remembered."""
+
+    @property
+    def _steps_per_frame(self) -> int:
+        return _half_crop(self.model)
+
+    def _end_after(self, num_steps: int) -> _End:
+        num_halves = max(2, ceil_divide(num_steps, self._steps_per_frame))
+        num_frames = (num_halves - 1) * self.model.config.frames_per_crop
+        return _End(num_steps, num_halves * self._steps_per_frame, num_frames)
+
+    def _compute(self, x, span, state, streams):
+        halves = x.unflatten(1, (-1, self._steps_per_frame))
+        before = torch.zeros_like(halves[:, :1]) if state is None else state[0][0]
+        halves = torch.cat([before, halves], dim=1)
+        codes = self._encode(torch.cat([halves[:, :-1], halves[:, 1:]], dim=2))
+        frames_per_crop = self.model.config.frames_per_crop  # the first half ends a crop that is not the clip's
+        starts = tuple((start // self._steps_per_frame - 1) * frames_per_crop for start in span.starts)
+        return codes, Span(starts, span.stops), _state(halves[:, -1:])
+
+
+class _CropDecoder(_Crops, StreamingDecoder):
+    """The codes of crops that follow each other to audio, from the noise that `LycodecModel.decode` starts from."""
+
+    @property
+    def _steps_per_frame(self) -> int:
+        return self.model.config.frames_per_crop
+
+    def _end_after(self, num_steps: int) -> _End:
+        if num_steps % self._steps_per_frame:
+            raise ValueError(
+                f"the stream has {num_steps} frames: whole crops, a multiple of {self._steps_per_frame}, are wanted"
+            )
+        return _End(num_steps, num_steps, num_steps * self.model.config.hop_length)
+
+    def _compute(self, x, span, state, streams):
+        audio = self._decode(x, span)
+        return audio.transpose(1, 2).flatten(2), span.faster(self.model.config.hop_length), _state()
+
+    def _decode(self, x: torch.Tensor, span: Span) -> torch.Tensor:
+        """`(batch, num_frames, num_codebooks)` to crops `(batch, num_crops, 2, crop_length)`."""
+        crops = x.unflatten(1, (-1, self._steps_per_frame))
+        first = torch.tensor(span.starts)[:, None] // self._steps_per_frame
+        noise = self.model.crop_noise((first + torch.arange(crops.shape[1])).flatten())
+        audio = self.model.decode(crops.flatten(0, 1).transpose(1, 2), noise=noise).audio_values
+        return audio.unflatten(0, crops.shape[:2])
+
+
+class _OverlappingDecoder(_CropDecoder):
+    """The second half of the last crop is remembered. After the end comes one crop of zeros, which is not heard."""
+
+    def _end_after(self, num_steps: int) -> _End:
+        end = super()._end_after(num_steps)
+        num_crops = num_steps // self._steps_per_frame
+        return replace(
+            end, last_heard=num_steps + self._steps_per_frame, num_final=(num_crops + 1) * _half_crop(self.model)
+        )
+
+    def _compute(self, x, span, state, streams):
+        half = _half_crop(self.model)
+        audio = self._decode(x, span)
+        first, second = audio.split(half, dim=-1)
+        before = torch.zeros_like(second[:, :1]) if state is None else state[0][0]
+        before = torch.cat([before, second], dim=1)
+        weight = (torch.arange(half, device=audio.device) + 0.5) / half
+        weight = weight.expand(*audio.shape[:2], 1, half).clone()
+        for row, (start, stop) in enumerate(zip(span.starts, span.stops)):
+            for crop in range(audio.shape[1]):
+                place = start + crop * self._steps_per_frame
+                if place in (0, stop):  # the first crop is not faded in, nor the last one out
+                    weight[row, crop] = float(place == 0)
+        output = weight * first + (1 - weight) * before[:, :-1]
+        starts = tuple(start // self._steps_per_frame * half for start in span.starts)
+        return output.transpose(1, 2).flatten(2), Span(starts, span.stops), _state(before[:, -1:])
 
 
 def push_together(streams: Sequence[_Stream], chunks: Sequence) -> list[torch.Tensor]:
@@ -319,9 +476,10 @@ def _advance(streams: Sequence[_Stream]) -> list[torch.Tensor]:
     outputs = {id(stream): [] for stream in streams}
     while ready := [stream for stream in streams if stream._waiting.shape[-1] >= stream._steps_per_frame]:
         first = ready[0]
-        most_frames = max(1, int(PIECE_SECONDS * first.model.config.frame_rate))
         num_frames = min(stream._waiting.shape[-1] // first._steps_per_frame for stream in ready)
-        pieces, spans = zip(*(stream._take(min(num_frames, most_frames) * first._steps_per_frame) for stream in ready))
+        pieces, spans = zip(
+            *(stream._take(min(num_frames, first._most_frames) * first._steps_per_frame) for stream in ready)
+        )
         sizes = [len(piece) for piece in pieces]
         span = Span(sum((span.starts for span in spans), ()), sum((span.stops for span in spans), ()))
         state = join_states([stream._state for stream in ready], sizes)
@@ -331,6 +489,33 @@ def _advance(streams: Sequence[_Stream]) -> list[torch.Tensor]:
             outputs[id(stream)].append(stream._final(steps, span.starts[rows]))
             rows += len(steps)
     return [torch.cat([stream._nothing(len(stream._waiting)), *outputs[id(stream)]], dim=-1) for stream in streams]
+
+
+def _class_for(cls: type, model, overlap: bool, crops: type, overlapping: type) -> type:
+    """Which subclass of `cls` streams this model."""
+    if not isinstance(model, LycodecModel):
+        if overlap:
+            raise ValueError(
+                f"overlap is for codecs of crops, as Lycodec: a {type(model).__name__} streams without joins"
+            )
+        return cls
+    return overlapping if overlap else crops
+
+
+def _half_crop(model: LycodecModel) -> int:
+    """Samples between crops that overlap."""
+    if model.config.crop_length % 2:
+        raise ValueError(f"crops of {model.config.crop_length} samples can't overlap by half: an even number is wanted")
+    return model.config.crop_length // 2
+
+
+def _state(*memories: torch.Tensor) -> tuple:
+    """What is remembered, `(batch, ...)` each, in the form of `join_states`."""
+    return memories, (), None
+
+
+def _normalizes_over_clip(model: CodecModel | LycodecModel) -> bool:
+    return isinstance(model, CodecModel) and model.config.normalizes_over_clip
 
 
 def _join_statistics(streams: Sequence[StreamingDecoder]) -> list[torch.Tensor] | None:

@@ -265,6 +265,13 @@ class LycodecModel(PreTrainedCodec):
             audio_values = zero_padding(audio_values, padding_mask.bool().unsqueeze(1))
         return LycodecOutput(audio_values, **self._code_outputs(digits, latents, crop_mask, output_latents))
 
+    def crop_noise(self, places: torch.Tensor) -> torch.Tensor:
+        """The noise that `decode` starts from, `(num_crops, 4, stft_bins, stft_frames)` float32 on the CPU, of crops at
+        these places in their clips, `(num_crops,)` from 0. It depends on nothing else but `config.noise_seed`."""
+        generators = [torch.Generator().manual_seed(self.config.noise_seed + place) for place in places.tolist()]
+        drawn = [torch.randn(self._spectrogram_shape, generator=each, device="cpu") for each in generators]
+        return torch.stack(drawn)
+
     def _encode_latents(
         self, input_values: torch.Tensor, padding_mask: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -302,7 +309,7 @@ class LycodecModel(PreTrainedCodec):
         places = torch.arange(crop_mask.shape[1], device=features.device).expand(crop_mask.shape)
 
         def decode_crops(features: torch.Tensor, noise_or_places: torch.Tensor) -> torch.Tensor:
-            drawn = self._seeded_noise(noise_or_places) if noise is None else noise_or_places
+            drawn = self.crop_noise(noise_or_places) if noise is None else noise_or_places
             levels = torch.full((len(features),), noise_level, dtype=torch.float32, device=features.device)
             return self.spectrogram.inverse(self.decoder(features, noise_level * drawn.to(features.device), levels))
 
@@ -329,13 +336,6 @@ class LycodecModel(PreTrainedCodec):
             given = f"shape {tuple(noise.shape)}" if isinstance(noise, torch.Tensor) else f"type {type(noise).__name__}"
             raise ValueError(f"noise has {given}: a tensor of floats {wanted} is wanted, (crops, 4, bins, columns)")
         return at_least_float32(noise).unflatten(0, crops)
-
-    def _seeded_noise(self, places: torch.Tensor) -> torch.Tensor:
-        """Noise `(some, 4, stft_bins, stft_frames)` that depends on a crop's place in its clip, `(some,)`, alone: it is
-        drawn on the CPU."""
-        generators = [torch.Generator().manual_seed(self.config.noise_seed + place) for place in places.tolist()]
-        drawn = [torch.randn(self._spectrogram_shape, generator=each, device="cpu") for each in generators]
-        return torch.stack(drawn)
 
     @property
     def _spectrogram_shape(self) -> tuple[int, int, int]:
