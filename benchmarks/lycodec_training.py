@@ -1,8 +1,9 @@
-"""Does Lycodec's training learn? The recipe lycodec-quick on music, measured on clips that it never hears.
+r"""Does Lycodec's training learn? The recipe lycodec-quick on music, measured on clips that it never hears.
 
 Writes lycodec_training.json and lycodec_training.png; the run, which goes on where it stopped, is in --output.
 
-    python benchmarks/lycodec_training.py ../shared/audio/manifest.jsonl:music_48k_stereo/ --output ../runs/lycodec
+    python benchmarks/lycodec_training.py ../shared/audio/manifest.jsonl:music_48k_stereo/ \
+        --steps 240 --output ../runs/lycodec
 
 The distance is `stft_distance` of the held-out clips as decoded, mean over channels, by the trained weights and by
 those that training began with, and that of each clip's own mean spectrum: the magnitudes' mean over time, and the
@@ -13,6 +14,7 @@ It is a proof that the trainer works, and says nothing about how good a Lycodec 
 import argparse
 import json
 import resource
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -34,11 +36,14 @@ WINDOW_LENGTH = 1024  # of `stft_distance`, samples; hop length a quarter
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("music", help="folder or manifest, whose held-out clips are found by their names")
+    parser.add_argument("--steps", type=int, help="instead of the recipe's")
     parser.add_argument("--output", type=Path, required=True, help="folder of the run")
     arguments = parser.parse_args()
 
     held_out = [f"{arguments.music}{name}" for name in HELD_OUT]
     recipe = load_recipe(recipe_path("lycodec-quick"), **{"data.train": [arguments.music], "data.evaluation": held_out})
+    if arguments.steps is not None:
+        recipe = replace(recipe, phases=tuple(replace(phase, steps=arguments.steps) for phase in recipe.phases))
     trainer = Trainer(recipe, arguments.output)
     trainer.validation.clips = clips = find_clips(held_out)
     untrained = arguments.output / "untrained"

@@ -183,7 +183,8 @@ def stream_encode(
     microphone: Annotated[bool, typer.Option("--microphone", help="Listen instead of reading; Ctrl-C ends.")] = False,
     device: Device = None,
 ):
-    """16-bit samples, mono at the codec's rate, on the standard input to a stream of tokens on the output.
+    """16-bit samples, at the codec's rate and of its channels, on the standard input to a stream of tokens on the
+    output.
 
     Example: ffmpeg -i talk.mp3 -f s16le -ac 1 -ar 16000 - | fsqcodec stream encode -m codec-1kbps > talk.tokens
     """
@@ -192,7 +193,7 @@ def stream_encode(
         from fsqcodec.pipe import Microphone, encode_pipe
 
         codec = load_fsq_codec(model, device)
-        encode_pipe(Microphone(codec.config.sampling_rate) if microphone else samples, tokens, codec)
+        encode_pipe(Microphone(codec) if microphone else samples, tokens, codec)
 
 
 @stream_app.command("decode")
@@ -223,7 +224,7 @@ def stream_roundtrip(
         from fsqcodec.pipe import Microphone, roundtrip_pipe
 
         codec = load_fsq_codec(model, device)
-        roundtrip_pipe(Microphone(codec.config.sampling_rate) if microphone else samples, decoded, codec)
+        roundtrip_pipe(Microphone(codec) if microphone else samples, decoded, codec)
 
 
 @app.command()

@@ -135,7 +135,7 @@ def test_wrong_input_is_refused(clips):
         robustness(Pcm(), [clips[0][:512]])
     with pytest.raises(ValueError, match="no clips"):
         robustness(Pcm(), [])
-    with pytest.raises(ValueError, match=r"\(2, 6000\): mono"):
+    with pytest.raises(ValueError, match=r"\(2, 6000\): .* has 1 channels"):
         robustness(Pcm(), [np.stack([clips[0], clips[0]])])
     classical = Pcm()
     classical.codebook_sizes = []

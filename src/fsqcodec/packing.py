@@ -98,6 +98,16 @@ def unpack(data: bytes, config, num_frames: int | None = None) -> torch.Tensor:
     return torch.from_numpy(codes)
 
 
+def num_packed_bytes(num_frames: int, config) -> int:
+    """How many bytes `pack` makes of so many frames. Raises `ValueError` for a part of a crop."""
+    if not _crop_bytes(config):
+        return -(-num_frames * config.num_codebooks * _bits_per_code(config) // 8)
+    num_crops, rest = divmod(num_frames, _frames_per_crop(config))
+    if rest:
+        raise ValueError(f"{num_frames} frames are no whole crops: a multiple of {_frames_per_crop(config)} is wanted")
+    return num_crops * _crop_bytes(config)
+
+
 def _pack_crops(codes: np.ndarray, config) -> bytes:
     frames_per_crop = _frames_per_crop(config)
     if codes.shape[1] % frames_per_crop:

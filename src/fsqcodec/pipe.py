@@ -1,4 +1,5 @@
-"""Streams between programs: 16-bit mono samples in, tokens out, and back, while they come in.
+"""Streams between programs: 16-bit samples in, tokens out, and back, while they come in. The channels of stereo
+alternate.
 
 A token stream begins with a line `fsqcodec-stream-1` and a line of JSON that says what the tokens are. Blocks follow:
 the number of frames, two bytes, least significant first, and their codes as `packing.pack` packs them. A block of no
@@ -19,8 +20,9 @@ from typing import BinaryIO
 import numpy as np
 import torch
 
-from .models.modeling_codec import CodecModel
-from .packing import pack, token_digest, unpack
+from .codecs import num_channels
+from .models.pretrained import PreTrainedCodec
+from .packing import num_packed_bytes, pack, token_digest, unpack
 from .streaming import StreamingDecoder, StreamingEncoder
 
 FORMAT = b"fsqcodec-stream-1\n"
@@ -30,22 +32,23 @@ MICROPHONE_SECONDS = 0.02
 MOST_FRAMES = 64  # of a block: what a cut may cost, at the price of two bytes
 
 
-def encode_pipe(samples_in: BinaryIO, tokens_out: BinaryIO, codec: CodecModel):
-    """16-bit samples, mono at the codec's sampling rate, to a token stream. Ctrl-C ends the clip as the end of the
-    input does.
+def encode_pipe(samples_in: BinaryIO, tokens_out: BinaryIO, codec: PreTrainedCodec):
+    """16-bit samples, at the codec's sampling rate and of its channels, to a token stream. Ctrl-C ends the clip as
+    the end of the input does.
 
     Raises `ValueError` for an audio file, and for an input that ends within a sample when all that was complete is
     written; `BrokenPipeError` when nobody reads the output any more.
     """
     encoder, meter, num_samples = StreamingEncoder(codec), Meter(codec.config.sampling_rate), 0
+    channels = num_channels(codec.config)
     facts = {"model": codec.name_or_path, **_facts(codec)}
     with _end_of_reader_explained(meter):
         _write(tokens_out, FORMAT + json.dumps(facts).encode() + b"\n")
-        pieces = _Input(read_samples(samples_in))
+        pieces = _Input(read_samples(samples_in, channels))
         for samples in pieces:
-            with meter.counting(len(samples)):
+            with meter.counting(samples.shape[-1]):
                 codes = encoder.push(samples)
-            num_samples += len(samples)
+            num_samples += samples.shape[-1]
             _write_codes(tokens_out, codes, codec)
         with meter.counting(0):
             codes = encoder.flush()
@@ -55,14 +58,16 @@ def encode_pipe(samples_in: BinaryIO, tokens_out: BinaryIO, codec: CodecModel):
         pieces.raise_failure()
 
 
-def decode_pipe(tokens_in: BinaryIO, samples_out: BinaryIO, codec: CodecModel):
-    """A token stream to 16-bit mono samples, as many as were encoded.
+def decode_pipe(tokens_in: BinaryIO, samples_out: BinaryIO, codec: PreTrainedCodec):
+    """A token stream to 16-bit samples, as many as were encoded. Of a codec of crops the last crop waits for the next
+    one or the end, which says how much of it is audio.
 
     Raises `ValueError` for another input and for tokens of another codec, and for a stream that was cut or damaged when
     what came before that is written; `BrokenPipeError` as `encode_pipe`.
     """
     _check_facts(_read_facts(tokens_in), codec)
     decoder, meter, num_samples, length = StreamingDecoder(codec), Meter(codec.config.sampling_rate), 0, None
+    most_padding, waiting = getattr(codec.config, "crop_length", 0), None
     with _end_of_reader_explained(meter):
         blocks = _Input(_read_blocks(tokens_in, codec))
         for block in blocks:
@@ -71,25 +76,29 @@ def decode_pipe(tokens_in: BinaryIO, samples_out: BinaryIO, codec: CodecModel):
                 continue
             with meter.counting(block.shape[-1] * codec.config.hop_length):
                 audio = decoder.push(block)
-            num_samples += audio.shape[-1]
+            audio = audio if waiting is None else torch.cat([waiting, audio], dim=-1)
+            num_final = max(0, audio.shape[-1] - most_padding)
+            audio, waiting = audio[..., :num_final], audio[..., num_final:]
+            num_samples += num_final
             _write(samples_out, to_pcm(audio))
         with meter.counting(0):
             audio = decoder.flush()
+        audio = audio if waiting is None else torch.cat([waiting, audio], dim=-1)
         _write(samples_out, to_pcm(audio if length is None else audio[..., : max(0, length - num_samples)]))
         meter.show(at_end=True)
         blocks.raise_failure()
 
 
-def roundtrip_pipe(samples_in: BinaryIO, samples_out: BinaryIO, codec: CodecModel):
+def roundtrip_pipe(samples_in: BinaryIO, samples_out: BinaryIO, codec: PreTrainedCodec):
     """16-bit samples to tokens and back, as many as came in. Raises as `encode_pipe`."""
     encoder, decoder, meter = StreamingEncoder(codec), StreamingDecoder(codec), Meter(codec.config.sampling_rate)
     with _end_of_reader_explained(meter):
         num_left = 0
-        pieces = _Input(read_samples(samples_in))
+        pieces = _Input(read_samples(samples_in, num_channels(codec.config)))
         for samples in pieces:
-            with meter.counting(len(samples)):
+            with meter.counting(samples.shape[-1]):
                 audio = decoder.push(encoder.push(samples))
-            num_left += len(samples) - audio.shape[-1]
+            num_left += samples.shape[-1] - audio.shape[-1]
             _write(samples_out, to_pcm(audio))
         with meter.counting(0):
             audio = torch.cat([decoder.push(encoder.flush()), decoder.flush()], dim=-1)
@@ -99,12 +108,14 @@ def roundtrip_pipe(samples_in: BinaryIO, samples_out: BinaryIO, codec: CodecMode
 
 
 class Microphone:
-    """The default microphone, 16-bit mono, as a file to read. It needs sounddevice (`fsqcodec[microphone]`).
+    """The default microphone as a codec hears it, 16-bit, as a file to read. It needs sounddevice
+    (`fsqcodec[microphone]`).
 
     Raises `ImportError` or `OSError` with a hint where there is no sounddevice, PortAudio or microphone.
     """
 
-    def __init__(self, sampling_rate: int):
+    def __init__(self, codec: PreTrainedCodec):
+        sampling_rate, channels = codec.config.sampling_rate, num_channels(codec.config)
         try:
             import sounddevice
         except ImportError as error:
@@ -113,10 +124,12 @@ class Microphone:
             raise OSError(f"the microphone needs PortAudio ({error}): on Debian, apt install libportaudio2") from error
         self._chunk_samples = int(MICROPHONE_SECONDS * sampling_rate)
         try:
-            self._stream = sounddevice.RawInputStream(sampling_rate, channels=1, dtype="int16")
+            self._stream = sounddevice.RawInputStream(sampling_rate, channels=channels, dtype="int16")
             self._stream.start()
         except sounddevice.PortAudioError as error:
-            raise OSError(f"no microphone can be opened at {sampling_rate} Hz: {error}") from error
+            raise OSError(
+                f"no microphone of {channels} channels can be opened at {sampling_rate} Hz: {error}"
+            ) from error
 
     def read1(self, num_bytes: int) -> bytes:
         """The next 20 ms; `num_bytes` is not looked at."""
@@ -157,31 +170,32 @@ class Meter:
         print(f"\r{line}" if sys.stderr.isatty() else line, end="\n" if at_end else "", file=sys.stderr, flush=True)
 
 
-def read_samples(file: BinaryIO | Microphone) -> Iterator[np.ndarray]:
-    """16-bit samples as they come in, float32 `(num_samples,)` in [-1, 1)."""
+def read_samples(file: BinaryIO | Microphone, num_channels: int = 1) -> Iterator[np.ndarray]:
+    """16-bit samples as they come in, float32 in [-1, 1): `(num_samples,)`, or `(num_channels, num_samples)`."""
     rest = b""
     is_start = True
     while data := file.read1(READ_BYTES):
         if is_start and data[:4] in (b"RIFF", b"fLaC", b"OggS"):
             raise ValueError(
                 "the input is an audio file: bare 16-bit samples are wanted, such as ffmpeg makes with "
-                "-f s16le -ac 1 -ar and the codec's sampling rate"
+                f"-f s16le -ac {num_channels} -ar and the codec's sampling rate"
             )
         is_start = False
         data = rest + data
-        whole = len(data) // 2 * 2
-        yield np.frombuffer(data[:whole], dtype="<i2").astype(np.float32) / 32768
+        whole = len(data) // (2 * num_channels) * 2 * num_channels
+        samples = np.frombuffer(data[:whole], dtype="<i2").astype(np.float32) / 32768
+        yield samples if num_channels == 1 else samples.reshape(-1, num_channels).T
         rest = data[whole:]
     if rest:
         raise ValueError("the input ended within a sample: it was cut, or is not 16-bit samples")
 
 
 def to_pcm(audio: torch.Tensor) -> bytes:
-    """Audio `(1, 1, num_samples)` as 16-bit samples."""
-    return np.rint(audio[0, 0].float().cpu().numpy() * 32767).astype("<i2").tobytes()
+    """Audio `(1, num_channels, num_samples)` as 16-bit samples, clipped to full scale."""
+    return np.rint(audio[0].T.float().clamp(-1, 1).cpu().numpy() * 32767).astype("<i2").tobytes()
 
 
-def _facts(codec: CodecModel) -> dict:
+def _facts(codec: PreTrainedCodec) -> dict:
     config = codec.config
     values = (token_digest(codec), config.sampling_rate, config.num_codebooks, config.codebook_size)
     return dict(zip(FACTS, values))
@@ -197,7 +211,7 @@ def _read_facts(file: BinaryIO) -> dict:
         raise ValueError("the token stream was cut or damaged within its header") from error
 
 
-def _check_facts(facts: dict, codec: CodecModel):
+def _check_facts(facts: dict, codec: PreTrainedCodec):
     for name, value in _facts(codec).items():
         if facts[name] != value:
             raise ValueError(
@@ -206,15 +220,14 @@ def _check_facts(facts: dict, codec: CodecModel):
             )
 
 
-def _read_blocks(file: BinaryIO, codec: CodecModel) -> Iterator[torch.Tensor | int]:
+def _read_blocks(file: BinaryIO, codec: PreTrainedCodec) -> Iterator[torch.Tensor | int]:
     """Codes `(num_codebooks, num_frames)`, and at the end the number of samples that were encoded."""
-    bits_per_frame = codec.config.num_codebooks * (codec.config.codebook_size - 1).bit_length()
     num_frames = 0
     cut = "the token stream was cut after {} frames, {:.2f} s: the audio of these was written"
     while True:
         head = file.read(2)
         num_block_frames = int.from_bytes(head, "little")
-        num_bytes = 8 if num_block_frames == 0 else -(-num_block_frames * bits_per_frame // 8)
+        num_bytes = 8 if num_block_frames == 0 else num_packed_bytes(num_block_frames, codec.config)
         data = file.read(num_bytes) if len(head) == 2 else b""
         if len(data) < num_bytes:
             raise ValueError(cut.format(num_frames, num_frames / codec.config.frame_rate))
@@ -225,9 +238,10 @@ def _read_blocks(file: BinaryIO, codec: CodecModel) -> Iterator[torch.Tensor | i
         num_frames += num_block_frames
 
 
-def _write_codes(file: BinaryIO, codes: torch.Tensor, codec: CodecModel):
+def _write_codes(file: BinaryIO, codes: torch.Tensor, codec: PreTrainedCodec):
     """Codes `(1, num_codebooks, num_frames)` as blocks; none where there are none."""
-    for block in codes[0].split(MOST_FRAMES, dim=-1):
+    frames_per_crop = getattr(codec.config, "frames_per_crop", 1)
+    for block in codes[0].split(MOST_FRAMES // frames_per_crop * frames_per_crop, dim=-1):
         if block.shape[-1]:
             _write(file, struct.pack("<H", block.shape[-1]) + pack(block, codec.config))
 

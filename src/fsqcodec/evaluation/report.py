@@ -96,7 +96,7 @@ def _example(output_dir: Path, example: dict) -> dict:
     """A clip's players and its spectrograms."""
     paths = [("original", output_dir / example["original"])]
     paths += [(codec, output_dir / path) for codec, path in example["decoded"].items()]
-    audio = [(title, *read_audio_and_rate(path)) for title, path in paths]
+    audio = [(title, *read_audio_and_rate(path, "mix")) for title, path in paths]
     return {
         "name": example["clip"],
         "players": [(title, _data_url(path.read_bytes(), "audio/flac")) for title, path in paths],

@@ -22,7 +22,8 @@ def robustness(codec: Codec, clips: Sequence[np.ndarray], seed: int = 0) -> dict
 
     Args:
         codec: any with tokens, see `fsqcodec.codecs.load_codec`. It takes one clip at a time.
-        clips: float32 `(num_samples,)` in [-1, 1] at `codec.input_sampling_rate`.
+        clips: float32 `(num_samples,)`, or `(num_channels, num_samples)` as the codec has it, in [-1, 1] at
+            `codec.input_sampling_rate`.
         seed: of the noise and of the flipped tokens.
 
     Returns:
@@ -44,18 +45,18 @@ def robustness(codec: Codec, clips: Sequence[np.ndarray], seed: int = 0) -> dict
               above; median over flips.
 
     Raises:
-        ValueError: no clips, clips that are not mono or too short for the codec or `mel_distance`, a codec without
-            tokens.
+        ValueError: no clips, clips of other channels than the codec's or too short for it or `mel_distance`, a codec
+            without tokens.
     """
     _check(codec, clips)
     generator = np.random.default_rng(seed)
     audio_codes = _encode(codec, clips)
     decoded = [_decode(codec, codes, _output_length(codec, clip)) for codes, clip in zip(audio_codes, clips)]
     changed_clips = {
-        "shift": [np.concatenate([np.zeros(1, clip.dtype), clip[:-1]]) for clip in clips],
+        "shift": [np.concatenate([np.zeros_like(clip[..., :1]), clip[..., :-1]], axis=-1) for clip in clips],
         "gain": [clip * np.float32(10 ** (GAIN_DB / 20)) for clip in clips],
         "noise": [_add_noise(clip, generator) for clip in clips],
-        "reencoding": [_as_input(codec, audio, len(clip)) for audio, clip in zip(decoded, clips)],
+        "reencoding": [_as_input(codec, audio, clip.shape[-1]) for audio, clip in zip(decoded, clips)],
     }
     return {
         "num_clips": len(clips),
@@ -71,8 +72,8 @@ def _check(codec: Codec, clips: Sequence[np.ndarray]):
     if not len(clips):
         raise ValueError("there are no clips: robustness needs at least one")
     for clip in clips:
-        if clip.ndim != 1:
-            raise ValueError(f"a clip is {clip.shape}: mono (num_samples,) is wanted, for example one of its channels")
+        if (clip.ndim == 1) != (codec.num_channels == 1) or clip.ndim == 2 and len(clip) != codec.num_channels:
+            raise ValueError(f"a clip is {clip.shape}: {codec.name} has {codec.num_channels} channels")
 
 
 def _encode(codec: Codec, clips: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -84,18 +85,18 @@ def _decode(codec: Codec, codes: np.ndarray, num_samples: int) -> np.ndarray:
 
 
 def _output_length(codec: Codec, clip: np.ndarray) -> int:
-    return round(len(clip) * codec.output_sampling_rate / codec.input_sampling_rate)
+    return round(clip.shape[-1] * codec.output_sampling_rate / codec.input_sampling_rate)
 
 
 def _add_noise(clip: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     noise_rms = math.sqrt(np.mean(np.square(clip, dtype=np.float64)) * 10 ** (-NOISE_SNR_DB / 10))
-    return (clip + noise_rms * generator.standard_normal(len(clip))).astype(np.float32)
+    return (clip + noise_rms * generator.standard_normal(clip.shape)).astype(np.float32)
 
 
 def _as_input(codec: Codec, audio: np.ndarray, num_samples: int) -> np.ndarray:
     """Decoded audio at the codec's input rate, cut or filled with silence to `num_samples`: resampling rounds."""
-    audio = resample(audio, codec.output_sampling_rate, codec.input_sampling_rate)[:num_samples]
-    return np.pad(audio, (0, num_samples - len(audio)))
+    audio = resample(audio, codec.output_sampling_rate, codec.input_sampling_rate)[..., :num_samples]
+    return np.pad(audio, [(0, 0)] * (audio.ndim - 1) + [(0, num_samples - audio.shape[-1])])
 
 
 def _change(codec: Codec, audio_codes: list[np.ndarray], changed_codes: list[np.ndarray]) -> dict:
@@ -121,11 +122,15 @@ def _flip_damage(
         size = codec.codebook_sizes[codebook]
         flipped_codes = audio_codes[clip].copy()
         flipped_codes[codebook, frame] = (flipped_codes[codebook, frame] + generator.integers(1, size)) % size
-        flipped = _decode(codec, flipped_codes, len(decoded[clip]))
+        flipped = _decode(codec, flipped_codes, decoded[clip].shape[-1])
         difference = flipped.astype(np.float64) - decoded[clip]
         energies.append(np.sum(difference**2))
-        extents.append(np.sum(np.abs(difference) > CHANGED_SAMPLE) / codec.output_sampling_rate)
-        distances.append(mel_distance(decoded[clip], flipped, codec.output_sampling_rate) * num_frames[clip])
+        extents.append(
+            np.atleast_2d(np.abs(difference) > CHANGED_SAMPLE).any(axis=0).sum() / codec.output_sampling_rate
+        )
+        pairs = zip(np.atleast_2d(decoded[clip]), np.atleast_2d(flipped))
+        distance = np.mean([mel_distance(*pair, codec.output_sampling_rate) for pair in pairs])
+        distances.append(distance * num_frames[clip])
     frame_energy = sum(np.sum(np.square(audio, dtype=np.float64)) for audio in decoded) / num_frames.sum()
     return {
         "num_flips": NUM_FLIPS,

@@ -2,6 +2,8 @@
 
 Every batch of clips that is done is a line of `journal.jsonl` in the output folder, so a run that was killed goes on
 where it stopped and ends with the same tables; the journal goes when `clips.parquet` and `summary.json` are written.
+
+A codec of two channels gets clips with both of them, mono clips twice, and every metric is the mean over the channels.
 """
 
 import hashlib
@@ -57,7 +59,8 @@ class Settings:
         sources: where the clips are, see `fsqcodec.data`.
         codecs: names for `fsqcodec.codecs.load_codec`.
         metrics: names of `METRICS` and `LEARNED_METRICS`.
-        channels: of stereo clips, `"mix"` takes the channels' mean, `"refuse"` reports the clip as bad.
+        channels: of clips with more channels than one of the codecs has, `"mix"` gives it the channels' mean,
+            `"refuse"` reports the clip as bad.
         recognizer: folder or id of a speech recognition model, for WER and CER of clips that have a transcript.
     """
 
@@ -128,7 +131,11 @@ class _Run:
 
     def __init__(self, settings: Settings, output_dir: Path, device: str | None):
         self.settings, self.output_dir, self.device = settings, output_dir, device
-        self.clips = _readable_clips(settings)
+        codecs = {name: load_codec(name, "cpu") for name in settings.codecs}
+        facts = {name: _facts(codec) for name, codec in codecs.items()}
+        all_channels = [codec.num_channels for codec in codecs.values()]
+        self.num_channels = max(all_channels)
+        self.clips = _readable_clips(settings, min(all_channels))
         self.seconds = sum(clip.seconds for clip in self.clips.readable)
         self.batches = list(batches_by_length({each.clip: each.seconds for each in self.clips.readable}))
         self.examples = [self.clips.readable[i].clip for i in _spread(len(self.clips.readable), NUM_EXAMPLES)]
@@ -141,7 +148,7 @@ class _Run:
         self.header = {
             "settings": asked,
             "data": self.clips.facts(settings),
-            "codecs": {name: _facts(load_codec(name, "cpu")) for name in settings.codecs},
+            "codecs": facts,
             "versions": versions(),
         }
         self.journal = Journal(output_dir / "journal.jsonl", self.header)
@@ -192,7 +199,8 @@ class _Run:
             return None
         if "originals" not in self.journal:
             clips = [readable.clip for readable in self.clips.readable if has_words(readable.clip.transcript)]
-            heard = [transcribe([audio], rate, self.recognizer)[0] for audio, rate in map(self._read, clips)]
+            read = [self._read(clip, 1) for clip in clips]
+            heard = [transcribe([audio], rate, self.recognizer)[0] for audio, rate in read]
             self.journal.add("originals", [(clip.transcript, text) for clip, text in zip(clips, heard)])
         model = self.recognizer.model
         revision = getattr(model.config, "_commit_hash", None)
@@ -207,12 +215,12 @@ class _Run:
             for name in (*audio, "clips.parquet", "report.md", "report.html", "summary.json"):
                 (self.output_dir / name).unlink(missing_ok=True)
         for number, clip in enumerate(self.examples):
-            self._write_example(self._original_path(number), *self._read(clip))
+            self._write_example(self._original_path(number), *self._read(clip, self.num_channels))
 
     def _evaluate_batch(self, codec: Codec, batch: list[Clip]) -> Iterator[dict]:
-        originals = [self._read(clip) for clip in batch]
+        originals = [self._read(clip, codec.num_channels) for clip in batch]
         for clip, (audio, sampling_rate), result in zip(batch, originals, _round_trips(codec, originals)):
-            row = {"codec": codec.name, "clip": clip.name, "seconds": len(audio) / sampling_rate}
+            row = {"codec": codec.name, "clip": clip.name, "seconds": audio.shape[-1] / sampling_rate}
             row |= {"sampling_rate": sampling_rate, "error": None, "failures": {}}
             if isinstance(result, Exception):
                 yield {**row, "error": str(result) or type(result).__name__}
@@ -221,14 +229,15 @@ class _Run:
             decoded = resample(decoded, codec.output_sampling_rate, sampling_rate)
             if clip in self.examples:
                 path = self._decoded_path(self.examples.index(clip), codec.name)
-                self._write_example(path, decoded[: len(audio)], sampling_rate)
+                self._write_example(path, decoded[..., : audio.shape[-1]], sampling_rate)
             aligned = align(audio, decoded, sampling_rate, MAX_DELAY_SECONDS if codec.keeps_waveform else 0.0)
             names = dict.fromkeys((*self.settings.metrics, RESEMBLANCE_METRIC))
             values, reasons = compute_metrics(aligned.reference, aligned.estimate, sampling_rate, names)
             reasons |= {metric: "infinite" for metric, value in values.items() if math.isinf(value)}
             values = {metric: None if metric in reasons else value for metric, value in values.items()}
             if self.recognizer is not None and has_words(clip.transcript):
-                (recognized,) = transcribe([decoded[: len(audio)]], sampling_rate, self.recognizer)
+                heard = np.atleast_2d(decoded)[:, : audio.shape[-1]].mean(axis=0)
+                (recognized,) = transcribe([heard], sampling_rate, self.recognizer)
                 row |= {"transcript": clip.transcript, "recognized": recognized}
             yield {
                 **row,
@@ -248,8 +257,10 @@ class _Run:
         if not codec.codebook_sizes or not codes:
             return {"tokens": None, "robustness": None}
         examples = [
-            resample(audio, rate, codec.input_sampling_rate)[: round(EXAMPLE_SECONDS * codec.input_sampling_rate)]
-            for audio, rate in map(self._read, self.examples)
+            resample(*self._read(clip, codec.num_channels), codec.input_sampling_rate)[
+                ..., : round(EXAMPLE_SECONDS * codec.input_sampling_rate)
+            ]
+            for clip in self.examples
         ]
         tokens = token_statistics(codes, codec.codebook_sizes, codec.frame_rate, codec.quantization_levels)
         try:
@@ -257,11 +268,11 @@ class _Run:
         except ValueError as error:  # examples that are too short for it, or that the codec can't take
             return {"tokens": tokens, "robustness": None, "no_robustness": str(error)}
 
-    def _read(self, clip: Clip) -> tuple[np.ndarray, int]:
-        return clip.read(self.settings.channels)
+    def _read(self, clip: Clip, num_channels: int) -> tuple[np.ndarray, int]:
+        return clip.read(self.settings.channels, num_channels)
 
     def _write_example(self, path: str, audio: np.ndarray, sampling_rate: int):
-        write_audio(self.output_dir / path, audio[: round(EXAMPLE_SECONDS * sampling_rate)], sampling_rate)
+        write_audio(self.output_dir / path, audio[..., : round(EXAMPLE_SECONDS * sampling_rate)], sampling_rate)
 
     def _original_path(self, number: int) -> str:
         return f"audio/{number}/original.flac"
@@ -297,16 +308,17 @@ class _Clips:
         }
 
 
-def _readable_clips(settings: Settings) -> _Clips:
+def _readable_clips(settings: Settings, num_channels: int) -> _Clips:
+    """The clips that a codec of so few channels can be given."""
     readable, bad = [], {}
     for clip in tqdm(find_clips(settings.sources), desc="reading", unit="clip", leave=False):
         try:
-            audio, sampling_rate = clip.read(settings.channels)
+            audio, sampling_rate = clip.read(settings.channels, num_channels)
         except (ValueError, OSError) as error:
             bad[clip.name] = str(error)
         else:
             digest = hashlib.sha256(audio.tobytes()).hexdigest()
-            readable.append(_ReadableClip(clip, len(audio) / sampling_rate, sampling_rate, digest))
+            readable.append(_ReadableClip(clip, audio.shape[-1] / sampling_rate, sampling_rate, digest))
     if not readable:
         reasons = "; ".join(list(bad.values())[:3])
         raise ValueError(f"there are no clips, or none that can be read: {reasons}")
@@ -314,8 +326,6 @@ def _readable_clips(settings: Settings) -> _Clips:
 
 
 def _facts(codec: Codec) -> dict:
-    if codec.num_channels != 1:
-        raise ValueError(f"{codec.name} has {codec.num_channels} channels: codecs of mono audio can be evaluated")
     return {
         "model": codec.name,
         "revision": codec.revision,
@@ -336,8 +346,8 @@ def _round_trips(
     try:
         codes = codec.encode(inputs)
         decoded = codec.decode(codes)
-        for audio in decoded:
-            if audio.ndim != 1 or not len(audio) or not np.isfinite(audio).all():
+        for original, audio in zip(inputs, decoded):
+            if audio.shape[:-1] != original.shape[:-1] or not audio.size or not np.isfinite(audio).all():
                 raise ValueError(f"{codec.name} decoded {audio.shape} with NaN, infinite or no samples")
         return list(zip(codes, decoded))
     except Exception as error:  # whatever a codec raises on one clip must not end a run over thousands

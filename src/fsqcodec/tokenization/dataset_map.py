@@ -28,18 +28,15 @@ class TokenizeAudio:
         model: a codec of Transformers or of this package, on the device where it is to run.
         feature_extractor: the model's.
         audio_column: of paths, `{"path", "bytes"}`, `{"array", "sampling_rate"}`, or torchcodec's decoders.
-        channels: of stereo clips, `"mix"` takes the mean, `"refuse"` raises.
+        channels: of clips with more channels than the codec has, `"mix"` takes the mean, `"refuse"` raises.
 
-    Raises `ValueError` for a model of several channels, and, in `map`, for a clip that can't be read or encoded, with
-    its path or its place in the batch.
+    `map` raises `ValueError` for a clip that can't be read or encoded, with its path or its place in the batch.
     """
 
     def __init__(
         self, model, feature_extractor, audio_column: str = "audio", channels: Literal["mix", "refuse"] = "refuse"
     ):
         self.codec = codec_of(model, feature_extractor)
-        if self.codec.num_channels != 1:
-            raise ValueError(f"{self.codec.name} has {self.codec.num_channels} channels: one of mono audio is wanted")
         self.audio_column, self.channels = audio_column, channels
 
     def __call__(self, batch: Mapping[str, list]) -> dict[str, list]:
@@ -47,7 +44,7 @@ class TokenizeAudio:
             raise ValueError(f"there is no column {self.audio_column!r} among {', '.join(batch)}: name it audio_column")
         clips = [self._read(held, number) for number, held in enumerate(self._column(batch))]
         codes = [None] * len(clips)
-        seconds = {number: len(clip) / self.codec.input_sampling_rate for number, clip in enumerate(clips)}
+        seconds = {number: clip.shape[-1] / self.codec.input_sampling_rate for number, clip in enumerate(clips)}
         for positions in batches_by_length(seconds):
             for position, clip_codes in zip(positions, self.codec.encode([clips[position] for position in positions])):
                 codes[position] = clip_codes.astype(np.int32)
@@ -55,7 +52,7 @@ class TokenizeAudio:
         return {
             "audio_codes": [clip_codes[0] if is_flat else list(clip_codes) for clip_codes in codes],
             "num_frames": [clip_codes.shape[-1] for clip_codes in codes],
-            "num_samples": [len(clip) for clip in clips],
+            "num_samples": [clip.shape[-1] for clip in clips],
         }
 
     def _column(self, batch: Mapping[str, list]) -> list:
@@ -65,7 +62,7 @@ class TokenizeAudio:
         return batch[self.audio_column]
 
     def _read(self, held: Any, number: int) -> np.ndarray:
-        """One clip `(num_samples,)` at the codec's sampling rate."""
+        """One clip `(num_samples,)`, or `(2, num_samples)`, at the codec's sampling rate."""
         name = f"clip {number} of the batch"
         try:
             if hasattr(held, "get_all_samples"):
@@ -78,9 +75,10 @@ class TokenizeAudio:
                 held = held.get("bytes") or held.get("path")
             if not isinstance(held, (str, bytes, os.PathLike)):
                 raise ValueError(f"a {type(held).__name__} is no audio: a file, its bytes, or an array with its rate")
-            return read_audio(held, self.codec.input_sampling_rate, self.channels)
+            return read_audio(held, self.codec.input_sampling_rate, self.channels, self.codec.num_channels)
         except (ValueError, OSError) as error:
             raise ValueError(f"{name}: {error}") from error
 
     def _resampled(self, audio: np.ndarray, sampling_rate: int, name: str) -> np.ndarray:
-        return resample(mix_channels(audio, self.channels, name), sampling_rate, self.codec.input_sampling_rate)
+        mixed = mix_channels(audio, self.channels, name, self.codec.num_channels)
+        return resample(mixed, sampling_rate, self.codec.input_sampling_rate)

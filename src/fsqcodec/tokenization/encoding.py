@@ -46,9 +46,10 @@ def encode_rows(codec: Codec, rows: Iterable[Row], channels: str, batch_size: in
     """Each row once, in any order: `position` says which it is.
 
     Args:
-        codec: of one channel.
+        codec: mono or stereo.
         rows: read ahead by some hundred.
-        channels: of stereo clips, `"mix"` takes the mean, `"refuse"` is an error of the row.
+        channels: of clips with more channels than the codec has, `"mix"` takes the mean, `"refuse"` is an error of the
+            row.
         batch_size: clips that are encoded at once, at most; see `fsqcodec.files.batches_by_length`.
 
     Raises `RuntimeError` where the device fails, which is no clip's fault.
@@ -83,7 +84,7 @@ def _encode_window(
             durations[position] = seconds
 
     def read(position: int) -> np.ndarray:
-        return read_audio(window[position].audio, codec.input_sampling_rate, channels)
+        return read_audio(window[position].audio, codec.input_sampling_rate, channels, codec.num_channels)
 
     for batch in _read_ahead(readers, batches_by_length(durations, batch_size), read):
         clips = {position: reading.result() for position, reading in batch.items() if not reading.exception()}
@@ -95,7 +96,7 @@ def _encode_window(
             if isinstance(result, BaseException):
                 yield replace(encoded, error=_reason(row, result))
             else:
-                yield replace(encoded, codes=result, num_samples=len(clips[position]))
+                yield replace(encoded, codes=result, num_samples=clips[position].shape[-1])
 
 
 def _encode_clips(codec: Codec, clips: list[np.ndarray]) -> list[np.ndarray | Exception]:

@@ -43,7 +43,8 @@ class Settings:
     Args:
         source: see `fsqcodec.tokenization.sources`.
         model: folder or Hub id of a codec, as `fsqcodec.codecs.load_codec` takes it.
-        channels: of stereo clips, `"mix"` takes the mean, `"refuse"` lists the clip as an error.
+        channels: of clips with more channels than the codec has, `"mix"` takes the mean, `"refuse"` lists the clip as
+            an error.
         shard_size: rows of a shard, at most, where the source is not in tars or streamed.
         batch_size: clips that are encoded at once, at most. It does not change tokens.
         fail_fast: raise at the first clip that fails.

@@ -28,12 +28,10 @@ def codec_facts(codec: Codec) -> dict:
     `frame_rate` (Hz), `codebook_sizes`, `bitrate` (bits per second), `versions` of the packages that made them.
 
     `token_digest` is that of `fsqcodec.packing` for codecs of this package, else `Codec.digest`. Raises `ValueError`
-    for a codec without tokens or of several channels.
+    for a codec without tokens.
     """
     if not codec.codebook_sizes:
         raise ValueError(f"{codec.name} is a classical codec, without tokens: a model is wanted")
-    if codec.num_channels != 1:
-        raise ValueError(f"{codec.name} has {codec.num_channels} channels: a codec of mono audio is wanted")
     return {
         "codec": codec.name,
         "revision": codec.revision,
