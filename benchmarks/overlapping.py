@@ -2,9 +2,10 @@
 
     python benchmarks/overlapping.py [FOLDER]
 
-FOLDER is a converted model; without one distill-NeuCodec's decoder (the same as NeuCodec's) runs at full size with random
-weights that keep the variance of what passes, which says little about trained ones. Random codes of 20 s, float32, one
-thread. Distance is the signal-to-noise ratio to the decode of the whole; cost is processor time in seconds of audio.
+FOLDER is a converted model; without one distill-NeuCodec's decoder (the same as NeuCodec's) runs at full size with
+random weights that keep the variance of what passes, which says little about trained ones. Random codes of 20 s,
+float32, one thread. Distance is the signal-to-noise ratio to the decode of the whole; cost is processor time per second
+of audio.
 """
 
 import sys
