@@ -31,7 +31,10 @@ class _Stream(ABC):
 
     def __init__(self, model: CodecModel | LycodecModel):
         if not isinstance(model, (CodecModel, LycodecModel)):
-            raise ValueError(f"a {type(model).__name__} can't be streamed: CodecModel and LycodecModel can")
+            raise ValueError(
+                f"a {type(model).__name__} can't be streamed: a CodecModel or LycodecModel of fsqcodec is wanted "
+                "(codecs that hear the whole clip can be decoded in chunks, by OverlappingDecoder)"
+            )
         if model.training:
             raise ValueError("the model is in training mode: call model.eval() before streaming")
         self.model = model
