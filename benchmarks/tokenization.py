@@ -6,10 +6,10 @@ hours take at the rate that was measured.
     python benchmarks/tokenization.py --plan-rate 1500                      # the plan alone, at 1500 times real time
 
 Every run is a command as a user types it, with one thread of torch for each worker; the contenders take turns, and each
-number is the median of the rounds. `start` is what the same command takes for one clip, with imports and loading;
-`work` is the rest, which is what a longer run consists of. Rates are hours of audio in an hour of work. Processor
-seconds are those of all processes that belong to a run, a Ray cluster's own among them: where a machine is busy with
-something else they say what a contender costs, and seconds by the clock what it was left. Without --model,
+number is the median of the rounds. `start` is what the same command takes for one clip of 10 s a worker, with imports
+and loading; `work` is the rest, which is what a longer run consists of. Rates are hours of audio in an hour of work.
+Processor seconds are those of all processes that belong to a run, a Ray cluster's own among them: where a machine is
+busy with something else they say what a contender costs, and seconds by the clock what it was left. Without --model,
 `l3ac-1kbps` with random weights.
 """
 
@@ -60,7 +60,7 @@ def main(
         folder = Path(name)
         model = model or write_model(folder / "codec")
         audio = audio or write_clips(folder / "audio", minutes)
-        one_clip = write_clips(folder / "one", CLIP_SECONDS / 60)
+        first_clips = write_clips(folder / "first", workers * CLIP_SECONDS / 60)
         facts = estimate(Settings(audio, model, "mix", shard_size))
         hours = facts["hours"]
         print(f"{facts['clips']} clips, {hours:.3f} h of audio, {facts['shards']} shards, {os.cpu_count()} cores")
@@ -69,9 +69,9 @@ def main(
             for contender, prepared in contenders(workers).items():
                 with prepared as (launcher, options):
                     command = [sys.executable, *launcher, "-m", "fsqcodec", "tokenize", "--model", model]
-                    command += ["--channels", "mix", "--shard-size", str(shard_size), *options]
-                    start, start_cpu = run([*command, one_clip], folder / "tokens")
-                    whole, whole_cpu = run([*command, audio], folder / "tokens")
+                    command += ["--channels", "mix", *options]
+                    start, start_cpu = run([*command, first_clips, "--shard-size", "1"], folder / "tokens")
+                    whole, whole_cpu = run([*command, audio, "--shard-size", str(shard_size)], folder / "tokens")
                 measured[contender].append((start, whole - start, start_cpu, whole_cpu - start_cpu))
         rate = print_table(measured, hours)
     print()
