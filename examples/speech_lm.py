@@ -188,16 +188,16 @@ def continue_clip(language_model, vocabulary: AudioVocabulary, codec: Codec, row
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--codec", required=True, help="folder or Hub id of a codec")
+    parser.add_argument("--codec", required=True, help="folder or Hub id of a codec, or speech-3kbps")
     parser.add_argument("--train", required=True, help="speech to train on")
     parser.add_argument("--held-out", required=True, help="other speakers' speech to measure on")
     parser.add_argument("--output", type=Path, required=True, help="folder for the language model and the result")
-    parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--batch-size", type=int, default=4, help="blocks a step")
+    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--learning-rate", type=float, default=3e-3)
+    parser.add_argument("--batch-size", type=int, default=1, help="blocks a step")
     parser.add_argument("--block-ids", type=int, default=1536, help="length of a block")
-    parser.add_argument("--hidden-size", type=int, default=192)
-    parser.add_argument("--num-layers", type=int, default=4)
+    parser.add_argument("--hidden-size", type=int, default=128)
+    parser.add_argument("--num-layers", type=int, default=3)
     parser.add_argument("--bf16", action="store_true", help="train in bf16 where the processor has it")
     return parser.parse_args()
 
