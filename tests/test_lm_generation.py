@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fsqcodec import CodecFeatureExtractor
-from fsqcodec.codecs import TransformersCodec, load_codec
+from fsqcodec.codecs import TransformersCodec, codec_of, load_codec
 from fsqcodec.lm import (
     AudioLogitsProcessor,
     AudioStreamer,
@@ -19,6 +19,7 @@ from fsqcodec.lm import (
 )
 from small_configs import small_model
 from small_language_model import SENTENCES, small_llama, text_tokenizer
+from small_neucodecs import FEATURE_EXTRACTORS, small_neucodec
 from test_codecs import folders  # noqa: F401
 
 TEXT_SIZE = 20
@@ -144,6 +145,19 @@ def test_a_codec_that_normalises_over_the_clip_is_exact_in_a_file_and_live_with_
     chunks = []
     with pytest.warns(UserWarning, match="normalises over the clip"):
         stream(AudioStreamer(vocabulary, codec, chunks.append, 0.01), [vocabulary.begin_of_audio_id], ids)
+    assert len(chunks) > 2 and sum(map(len, chunks)) == len(whole)
+
+
+def test_neucodec_is_exact_in_a_file_and_live_in_chunks_that_overlap(tmp_path):
+    codec = codec_of(small_neucodec("neucodec"), FEATURE_EXTRACTORS["neucodec"])
+    vocabulary = AudioVocabulary.for_codec(codec)
+    codes = random_codes(codec, 80)
+    ids = vocabulary.codes_to_ids(codes).tolist()
+    (whole,) = codec.decode([codes.numpy()])
+    stream(AudioStreamer(vocabulary, codec, tmp_path / "out.wav"), [vocabulary.begin_of_audio_id], ids)
+    np.testing.assert_allclose(soundfile.read(tmp_path / "out.wav")[0], whole.clip(-1, 1), atol=1e-4)
+    chunks = []
+    stream(AudioStreamer(vocabulary, codec, chunks.append, 0.02), [vocabulary.begin_of_audio_id], ids)
     assert len(chunks) > 2 and sum(map(len, chunks)) == len(whole)
 
 

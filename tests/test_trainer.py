@@ -101,6 +101,18 @@ def test_only_the_decoder_is_trained_and_tokens_stay(workplace, tmp_path):
     assert np.array_equal(before.encode([clip])[0], after.encode([clip])[0])
 
 
+def test_training_further_keeps_the_record_of_what_was_before(workplace, tmp_path):
+    phases = [{"steps": 2, "losses": {"waveform": 1}}]
+    Trainer(recipe_of(workplace, phases=phases), tmp_path / "first").run()
+    model = {"folder": str(tmp_path / "first" / "last")}
+    Trainer(recipe_of(workplace, phases=phases, model=model), tmp_path / "second").run()
+    first, second = (json.loads((tmp_path / run / "last" / "training.json").read_text()) for run in ("first", "second"))
+    assert first["earlier_training"] is None
+    assert second["earlier_training"] == first
+    card = (tmp_path / "second" / "last" / "README.md").read_text()
+    assert "from the weights of another model" in card and "Before that: 2 steps, 0.0 hours" in card
+
+
 @pytest.mark.slow
 def test_one_clip_is_learned(workplace, tmp_path):
     phases = [{"steps": 150, "losses": {"waveform": 10}}]

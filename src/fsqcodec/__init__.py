@@ -21,6 +21,7 @@ from .models.modeling_codec import CodecModel
 from .models.modeling_distill_neucodec import DistillNeuCodecModel
 from .models.modeling_lycodec import LycodecModel
 from .models.modeling_neucodec import FsqNeuCodecModel
+from .overlapping import OverlappingDecoder
 from .presets import list_presets
 from .streaming import StreamingDecoder, StreamingEncoder
 
@@ -37,6 +38,7 @@ __all__ = [
     "LycodecConfig",
     "LycodecFeatureExtractor",
     "LycodecModel",
+    "OverlappingDecoder",
     "StreamingDecoder",
     "StreamingEncoder",
     "bundled_checkpoint",

@@ -29,7 +29,10 @@ class _Stream(ABC):
 
     def __init__(self, model: CodecModel):
         if not isinstance(model, CodecModel):
-            raise ValueError(f"a {type(model).__name__} can't be streamed: a CodecModel of fsqcodec is wanted")
+            raise ValueError(
+                f"a {type(model).__name__} can't be streamed: a CodecModel of fsqcodec is wanted (codecs that hear the "
+                "whole clip can be decoded in chunks, by OverlappingDecoder)"
+            )
         if model.training:
             raise ValueError("the model is in training mode: call model.eval() before streaming")
         self.model = model

@@ -18,6 +18,8 @@ from transformers.generation.streamers import BaseStreamer
 from ..audio import WRITABLE_SUFFIXES, write_audio
 from ..codecs import Codec
 from ..models.modeling_codec import CodecModel
+from ..models.neucodec_parts import NeuCodecDecodingMixin
+from ..overlapping import OverlappingDecoder
 from ..streaming import StreamingDecoder
 from .vocabulary import AudioVocabulary
 
@@ -74,9 +76,10 @@ class AudioStreamer(BaseStreamer):
     Every span of audio is decoded by itself, one after the other. Of the prompt only a span that is still open is
     decoded, as its continuation needs it; text is passed over, and so is a last frame that is not whole.
 
-    The codecs of this package are decoded in chunks as they come, by `fsqcodec.StreamingDecoder`. One that normalises
-    over the clip then differs from decoding the whole, which is said in a warning; for a file it is decoded at the end
-    of a span, exactly. So are the codecs of Transformers.
+    L3AC, SQCodec and the bundled codec are decoded in chunks as they come, by `fsqcodec.StreamingDecoder`, NeuCodec by
+    `fsqcodec.OverlappingDecoder`. Decoders that hear the whole clip then differ from decoding it at once: NeuCodec's,
+    and those that normalise over it, which is said in a warning. For a file these are decoded at the end of a span,
+    exactly. So are Lycodec and the codecs of Transformers, always.
 
     Args:
         vocabulary: the language model's.
@@ -102,10 +105,7 @@ class AudioStreamer(BaseStreamer):
                 raise ValueError(f"{output} is no {' or '.join(WRITABLE_SUFFIXES)} file: audio is written as one")
             if codec.num_channels > 1:
                 raise ValueError(f"{codec.name} has {codec.num_channels} channels, files are mono: give a function")
-        in_chunks = isinstance(codec.model, CodecModel) and (
-            callable(output) or not codec.model.config.normalizes_over_clip
-        )
-        self._span_decoder = _StreamingSpanDecoder if in_chunks else _WholeSpanDecoder
+        self._span_decoder = _span_decoder(codec, for_file=not callable(output))
         self._num_chunk_ids = max(1, round(chunk_seconds * codec.frame_rate)) * vocabulary.num_ids_per_frame
         self._reset()
 
@@ -164,6 +164,15 @@ class AudioStreamer(BaseStreamer):
             self.output(audio)
         else:
             self._audio.append(audio)
+
+
+def _span_decoder(codec: Codec, for_file: bool) -> type:
+    """What decodes a span: as it comes where that is exact, and for all but a file where it is close."""
+    if isinstance(codec.model, CodecModel) and not (for_file and codec.model.config.normalizes_over_clip):
+        return _StreamingSpanDecoder
+    if isinstance(codec.model, NeuCodecDecodingMixin) and not for_file:
+        return OverlappingDecoder
+    return _WholeSpanDecoder
 
 
 class _StreamingSpanDecoder:

@@ -27,8 +27,9 @@ from accelerate.utils import set_seed
 from tqdm import tqdm
 
 from ..atomic import atomic_path
-from ..codecs import load_model
+from ..codecs import load_model, model_location
 from ..data import find_clips
+from ..hub.cards import TRAINING_RECORD
 from ..models.configuration_codec import CodecConfig
 from ..models.modeling_codec import CodecModel
 from . import losses
@@ -201,6 +202,7 @@ class Trainer:
             "num_processes": self.accelerator.num_processes,
             "data": corpora(self.crops.clips),
             "recipe": as_dict(self.recipe),
+            "earlier_training": _training_record(self.recipe.model.folder),
         }
 
     def _hours_of_audio(self) -> float:
@@ -365,6 +367,12 @@ def _initial_model(recipe: Recipe) -> CodecModel:
     for name in PARTS:
         getattr(model, name).requires_grad_(name in recipe.model.parts)
     return model.train()
+
+
+def _training_record(folder: str | None) -> dict | None:
+    """What the folder of a model that this trainer saved tells of its training; a Hub id tells nothing here."""
+    record = Path(model_location(folder)) / TRAINING_RECORD if folder else None
+    return json.loads(record.read_text()) if record and record.is_file() else None
 
 
 def _moved(model: CodecModel, overrides: dict) -> CodecModel:
