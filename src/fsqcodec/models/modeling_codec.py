@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers.utils import ModelOutput, can_return_tuple
 
-from .configuration_codec import LATENT_KERNEL_SIZE, TAIL_DILATIONS, TAIL_KERNEL_SIZE, CodecConfig
+from .configuration_codec import LATENT_KERNEL_SIZE, TAIL_CONTEXT, TAIL_DILATIONS, TAIL_KERNEL_SIZE, CodecConfig
 from .convolution import (
     Conv1d,
     ConvUnit,
@@ -20,6 +20,7 @@ from .convolution import (
     SnakeUnit,
     TrendEnhance,
     TrendStem,
+    in_tiles,
     layer_norm,
     upsample_linear,
 )
@@ -142,9 +143,14 @@ class DecoderStage(nn.Module):
         """`(batch, num_steps, in_channels)` and its mask to `(batch, num_steps * ratio, out_channels)` and its mask."""
         for unit in self.units:
             x = unit(x, mask)
-        x = self.project(self.enhance(x, mask))
-        x = self.norm(upsample_linear(x, self.ratio, mask))
+        inputs = x, self.enhance(x, mask), mask
+        x = in_tiles(self._upsample, inputs, self.ratio * self.project.out_features, context=1)
         return x, None if mask is None else mask.repeat_interleave(self.ratio, dim=1)
+
+    def _upsample(self, x: torch.Tensor, envelopes: torch.Tensor, mask: torch.Tensor | None, inside: slice):
+        x = self.project(self.enhance.scale(x, envelopes))
+        x = upsample_linear(x, self.ratio, mask)
+        return self.norm(x[:, self.ratio * inside.start : self.ratio * inside.stop])
 
 
 class CodecDecoder(nn.Module):
@@ -189,9 +195,12 @@ class CodecDecoder(nn.Module):
     def _upsample_to_waveform(self, x: torch.Tensor, mask: torch.Tensor | None):
         for stage in self.stages:
             x, mask = stage(x, mask)
+        return in_tiles(self._tail, (x, mask), 2 * x.shape[-1], TAIL_CONTEXT), mask
+
+    def _tail(self, x: torch.Tensor, mask: torch.Tensor | None, inside: slice) -> torch.Tensor:
         for unit in self.tail_units:
             x = unit(x, mask)
-        return self.to_waveform(zero_padding(self.tail_snake(x), mask)), mask
+        return self.to_waveform(zero_padding(self.tail_snake(x), mask))[:, inside]
 
 
 class CodecModel(PreTrainedCodec):
