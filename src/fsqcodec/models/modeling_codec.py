@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers.utils import ModelOutput, can_return_tuple
+from transformers.utils import ModelOutput, can_return_tuple, logging
 
 from .configuration_codec import LATENT_KERNEL_SIZE, TAIL_CONTEXT, TAIL_DILATIONS, TAIL_KERNEL_SIZE, CodecConfig
 from .convolution import (
@@ -29,6 +29,8 @@ from .local_attention import DownsamplingTransformer, UpsamplingTransformer
 from .padding import ceil_divide, ceil_to_multiple, right_padding_mask, zero_padding
 from .pretrained import PreTrainedCodec, check_code_range, check_num_samples, check_tensor
 from .quantization import FiniteScalarQuantizer
+
+logger = logging.get_logger(__name__)
 
 FRAMES_UNIT_START_GAIN = 0.1  # deep stacks of units at one rate learn fast and steadily from near the identity
 
@@ -248,6 +250,8 @@ class CodecModel(PreTrainedCodec):
                 right; all audio if not given.
             output_latents (`bool`): return the latents too.
 
+        A model in half precision gives other tokens than in float32 for a part of the frames, and says so once.
+
         Returns:
             [`CodecEncoderOutput`] with `ceil(num_samples / config.hop_length)` frames.
 
@@ -255,6 +259,11 @@ class CodecModel(PreTrainedCodec):
             ValueError: no tensor, integers, another shape, no samples, a clip that is all padding, padding on the left.
                 The mask's values are not checked under `torch.compile`.
         """
+        if self.dtype in (torch.bfloat16, torch.float16) and not torch.compiler.is_compiling():
+            logger.warning_once(
+                f"encoding in {self.dtype} gives other tokens than float32 for a part of the frames: take them from a "
+                "model loaded with dtype=torch.float32 where they are to be equal everywhere"
+            )
         latents, frame_mask = self._encode_latents(input_values, padding_mask)
         _, indices = self.quantizer(latents)
         return CodecEncoderOutput(
