@@ -9,8 +9,8 @@ Every run is a command as a user types it, with one thread of torch for each wor
 number is the median of the rounds. `start` is what the same command takes for one clip of 10 s a worker, with imports
 and loading; `work` is the rest, which is what a longer run consists of. Rates are hours of audio in an hour of work.
 Processor seconds are those of all processes that belong to a run, a Ray cluster's own among them: where a machine is
-busy with something else they say what a contender costs, and seconds by the clock what it was left. Without --model,
-`l3ac-1kbps` with random weights.
+busy with something else they say what processes cost, and seconds by the clock what they were left. Ray's daemons also
+take some for every second that passes. Without --model, `l3ac-1kbps` with random weights.
 """
 
 import os
@@ -63,6 +63,7 @@ def main(
         first_clips = write_clips(folder / "first", workers * CLIP_SECONDS / 60)
         facts = estimate(Settings(audio, model, "mix", shard_size))
         hours = facts["hours"]
+        work_seconds = hours * 3600 - workers * CLIP_SECONDS  # without what the start has encoded
         print(f"{facts['clips']} clips, {hours:.3f} h of audio, {facts['shards']} shards, {os.cpu_count()} cores")
         measured = defaultdict(list)
         for _ in range(rounds):
@@ -73,12 +74,12 @@ def main(
                     start, start_cpu = run([*command, first_clips, "--shard-size", "1"], folder / "tokens")
                     whole, whole_cpu = run([*command, audio, "--shard-size", str(shard_size)], folder / "tokens")
                 measured[contender].append((start, whole - start, start_cpu, whole_cpu - start_cpu))
-        rate = print_table(measured, hours)
+        rate = print_table(measured, work_seconds)
     print()
     print_plan(rate, facts["frames"] / (hours * 3600), facts["bits_per_second"])
 
 
-def print_table(measured: dict[str, list[tuple]], hours: float) -> float:
+def print_table(measured: dict[str, list[tuple]], work_seconds: float) -> float:
     """As Markdown; the rate of the first contender."""
     print("| | start, s | work, s | x real time | to one process | start, cpu s | work, cpu s | to one process |")
     print("|---|---|---|---|---|---|---|---|")
@@ -87,10 +88,10 @@ def print_table(measured: dict[str, list[tuple]], hours: float) -> float:
         start, work, start_cpu, work_cpu = map(statistics.median, zip(*rounds))
         first_work, first_work_cpu = first_work or work, first_work_cpu or work_cpu
         print(
-            f"| {contender} | {start:.1f} | {work:.1f} | {hours * 3600 / work:.1f} | {first_work / work:.2f} | "
+            f"| {contender} | {start:.1f} | {work:.1f} | {work_seconds / work:.1f} | {first_work / work:.2f} | "
             f"{start_cpu:.1f} | {work_cpu:.1f} | {work_cpu / first_work_cpu:.2f} |"
         )
-    return hours * 3600 / first_work
+    return work_seconds / first_work
 
 
 def contenders(workers: int) -> dict[str, AbstractContextManager[tuple[list[str], list[str]]]]:

@@ -94,7 +94,7 @@ def test_evaluate_compares_both_channels_and_beside_them_the_mean_of_a_mono_code
     )
     assert soundfile.info(tmp_path / "audio" / "0" / "codec0.flac").channels == 2
     assert soundfile.info(tmp_path / "audio" / "0" / "codec1.flac").channels == 1
-    assert "stft_distance" in (tmp_path / "report.md").read_text()
+    assert "STFT distance" in (tmp_path / "report.md").read_text()
 
 
 def test_stereo_clips_are_refused_where_a_codec_is_mono(workplace, tmp_path):
@@ -106,7 +106,7 @@ def test_stereo_clips_are_refused_where_a_codec_is_mono(workplace, tmp_path):
 def test_robustness_of_two_channels(workplace):
     codec = load_codec(workplace / "stereo")
     facts = robustness(codec, [clip_of(workplace, "long.wav")])
-    assert 0 < facts["gain"]["tokens_changed_share"] < 1 and facts["flip"]["mel_distance"] > 0
+    assert 0 < facts["shift"]["tokens_changed_share"] < 1 and facts["flip"]["mel_distance"] > 0
     assert facts["flip"]["extent_seconds"] <= 9000 / RATE
     with pytest.raises(ValueError, match=r"\(9000,\): .* has 2 channels"):
         robustness(codec, [clip_of(workplace, "long.wav")[0]])

@@ -4,6 +4,9 @@ A decoder whose residual stream, output or tokens are rounded to bfloat16 learns
 noise: its losses fall, and in float32 the same weights are near silence. So only the two matrix products of wide
 residual units, which are most of the work, run in bfloat16; streams, depth-wise convolutions, the quantizer, the first
 and last layers and the narrow units near the waveform stay in float32. Validation is in float32.
+
+Of Lycodec the encoder and the network of the decoder run in bfloat16 (`LycodecTraining.run_in_bf16`). How that sounds
+has not been tried at length.
 """
 
 import torch
