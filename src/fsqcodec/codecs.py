@@ -28,7 +28,8 @@ from .models.modeling_codec import CodecModel
 from .models.modeling_neucodec import FsqNeuCodecModel
 from .models.pretrained import PreTrainedCodec
 from .presets import PRESETS
-from .streaming import LONG_SECONDS, StreamingEncoder
+
+LONG_SECONDS = 60.0  # clips of this duration and more are encoded in pieces wherever that makes no difference
 
 
 class Codec(ABC):
@@ -226,6 +227,8 @@ class TransformersCodec(Codec):
         return self._encode_batch(audio)
 
     def _encode_in_pieces(self, clip: np.ndarray) -> np.ndarray:
+        from .streaming import StreamingEncoder  # which needs this module
+
         encoder = StreamingEncoder(self.model)
         return torch.cat([encoder.push(clip), encoder.flush()], dim=-1)[0].cpu().numpy()
 
