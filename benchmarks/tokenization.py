@@ -1,25 +1,33 @@
 """Throughput of `fsqcodec tokenize` with one process, several processes and Ray on the same files, and what 100,000
 hours take at the rate that was measured.
 
-    python benchmarks/tokenization.py                                       # examples/audio again and again, 20 minutes
+    python benchmarks/tokenization.py                                       # examples/audio again and again, 30 minutes
     python benchmarks/tokenization.py --model demo/codec-1kbps --audio recordings --workers 8
     python benchmarks/tokenization.py --plan-rate 1500                      # the plan alone, at 1500 times real time
 
-Every run is a command as a user types it, with one thread of torch for each worker. `start` is what the same command
-takes for one clip, with imports and loading; `work` is the rest, which is what a longer run consists of. Rates are
-hours of audio in an hour of work. Without --model, `l3ac-1kbps` with random weights.
+Every run is a command as a user types it, with one thread of torch for each worker; the contenders take turns, and each
+number is the median of the rounds. `start` is what the same command takes for one clip of 10 s a worker, with imports
+and loading; `work` is the rest, which is what a longer run consists of. Rates are hours of audio in an hour of work.
+Processor seconds are those of all processes that belong to a run, a Ray cluster's own among them: where a machine is
+busy with something else they say what processes cost, and seconds by the clock what they were left. Ray's daemons also
+take some for every second that passes. Without --model, `l3ac-1kbps` with random weights.
 """
 
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+import psutil
 import soundfile
 import typer
 
@@ -38,9 +46,10 @@ SHARD_OVERHEAD = 1.1  # bytes of a shard for a byte of codes, at most: tests/tes
 def main(
     model: Annotated[str | None, typer.Option(help="Folder or Hub id of a codec.")] = None,
     audio: Annotated[str | None, typer.Option(help="What to tokenize, as `fsqcodec tokenize` takes it.")] = None,
-    minutes: Annotated[float, typer.Option(help="Of audio, where --audio is not given.")] = 20,
+    minutes: Annotated[float, typer.Option(help="Of audio, where --audio is not given.")] = 30,
     workers: Annotated[int, typer.Option(help="Processes, and CPUs or GPUs of the Ray cluster.")] = 2,
     shard_size: Annotated[int, typer.Option(help="Rows of a shard.")] = 10,
+    rounds: Annotated[int, typer.Option(help="Of all contenders.")] = 3,
     plan_rate: Annotated[float | None, typer.Option(help="Print the plan at this rate, and measure nothing.")] = None,
 ):
     if plan_rate is not None:
@@ -51,49 +60,87 @@ def main(
         folder = Path(name)
         model = model or write_model(folder / "codec")
         audio = audio or write_clips(folder / "audio", minutes)
-        one_clip = write_clips(folder / "one", CLIP_SECONDS / 60)
+        first_clips = write_clips(folder / "first", workers * CLIP_SECONDS / 60)
         facts = estimate(Settings(audio, model, "mix", shard_size))
         hours = facts["hours"]
+        work_seconds = hours * 3600 - workers * CLIP_SECONDS  # without what the start has encoded
         print(f"{facts['clips']} clips, {hours:.3f} h of audio, {facts['shards']} shards, {os.cpu_count()} cores")
-        print(f"{'':24}{'start s':>10}{'work s':>10}{'x real time':>13}{'to one process':>16}")
-        rates = {}
-        for contender, (launcher, options) in contenders(workers).items():
-            seconds = []
-            for source in (one_clip, audio):
-                command = [sys.executable, *launcher, "-m", "fsqcodec", "tokenize", source, "--model", model]
-                command += ["--channels", "mix", "--shard-size", str(shard_size), *options]
-                seconds.append(run(command, folder / "tokens"))
-            start, work = seconds[0], seconds[1] - seconds[0]
-            rates[contender] = hours * 3600 / work
-            ratio = rates[contender] / rates["1 process"]
-            print(f"{contender:24}{start:10.1f}{work:10.1f}{rates[contender]:13.1f}{ratio:16.2f}")
+        measured = defaultdict(list)
+        for _ in range(rounds):
+            for contender, prepared in contenders(workers).items():
+                with prepared as (launcher, options):
+                    command = [sys.executable, *launcher, "-m", "fsqcodec", "tokenize", "--model", model]
+                    command += ["--channels", "mix", *options]
+                    start, start_cpu = run([*command, first_clips, "--shard-size", "1"], folder / "tokens")
+                    whole, whole_cpu = run([*command, audio, "--shard-size", str(shard_size)], folder / "tokens")
+                measured[contender].append((start, whole - start, start_cpu, whole_cpu - start_cpu))
+        rate = print_table(measured, work_seconds)
     print()
-    print_plan(rates["1 process"], facts["frames"] / (hours * 3600), facts["bits_per_second"])
+    print_plan(rate, facts["frames"] / (hours * 3600), facts["bits_per_second"])
 
 
-def contenders(workers: int) -> dict[str, tuple[list[str], list[str]]]:
-    """What is put before `-m fsqcodec`, and the options of `tokenize`, by name; a Ray cluster is started."""
-    from ray.cluster_utils import Cluster
+def print_table(measured: dict[str, list[tuple]], work_seconds: float) -> float:
+    """As Markdown; the rate of the first contender."""
+    print("| | start, s | work, s | x real time | to one process | start, cpu s | work, cpu s | to one process |")
+    print("|---|---|---|---|---|---|---|---|")
+    first_work = first_work_cpu = None
+    for contender, rounds in measured.items():
+        start, work, start_cpu, work_cpu = map(statistics.median, zip(*rounds))
+        first_work, first_work_cpu = first_work or work, first_work_cpu or work_cpu
+        print(
+            f"| {contender} | {start:.1f} | {work:.1f} | {work_seconds / work:.1f} | {first_work / work:.2f} | "
+            f"{start_cpu:.1f} | {work_cpu:.1f} | {work_cpu / first_work_cpu:.2f} |"
+        )
+    return work_seconds / first_work
 
-    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
+
+def contenders(workers: int) -> dict[str, AbstractContextManager[tuple[list[str], list[str]]]]:
+    """By name, what is put before `-m fsqcodec` and the options of `tokenize`, for the time of one turn."""
     torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", str(workers)]
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": workers, "include_dashboard": False})
     return {
-        "1 process": ([], []),
-        f"{workers} processes": (torchrun, []),
-        f"Ray, {workers} workers": ([], ["--engine", "ray", "--address", cluster.address]),
+        "1 process": nullcontext(([], [])),
+        f"{workers} processes": nullcontext((torchrun, [])),
+        f"Ray, {workers} workers": ray_cluster(workers),
     }
 
 
-def run(command: list[str], output: Path) -> float:
-    """Seconds that a command takes that writes to `output`, which is removed again."""
+@contextmanager
+def ray_cluster(workers: int) -> Iterator[tuple[list[str], list[str]]]:
+    from ray.cluster_utils import Cluster
+
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": workers, "include_dashboard": False})
+    try:
+        yield [], ["--engine", "ray", "--address", cluster.address]
+    finally:
+        cluster.shutdown()
+
+
+def run(command: list[str], output: Path) -> tuple[float, float]:
+    """Seconds by the clock and of processors that a command takes that writes to `output`, which is removed again."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    start = time.perf_counter()
-    result = subprocess.run([*command, "--output", str(output)], env=environment, capture_output=True, text=True)
-    seconds = time.perf_counter() - start
-    if result.returncode:
-        raise RuntimeError(result.stderr)
+    before = cpu_seconds()
+    latest, start = dict(before), time.perf_counter()
+    with tempfile.TemporaryFile("w+") as printed:
+        process = subprocess.Popen([*command, "--output", str(output)], env=environment, stdout=printed, stderr=printed)
+        while process.poll() is None:
+            latest |= cpu_seconds()
+            time.sleep(0.1)
+        seconds = time.perf_counter() - start
+        if process.returncode:
+            printed.seek(0)
+            raise RuntimeError(printed.read())
     shutil.rmtree(output)
+    return seconds, sum(latest.values()) - sum(before.values())
+
+
+def cpu_seconds() -> dict[int, float]:
+    """Of every process below this one, by its id: that of a command, and of a cluster that was started here."""
+    seconds = {}
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            seconds[process.pid] = times.user + times.system
     return seconds
 
 

@@ -2,33 +2,36 @@
 
     python examples/speech_lm.py --codec FOLDER --train SPEECH --held-out OTHER_SPEECH --output demo/speech-lm
 
-A source of speech is what `fsqcodec evaluate` takes: a folder, a manifest, a data set. The example tokenizes both,
-trains with `Trainer`, compares the loss on the held-out speech with the entropy of its tokens, and lets the model
-continue a held-out clip. It writes the language model with its vocabulary, `result.json`, `continued.wav`, which begins
-with half a second of the clip, and `continued.png`.
+A source of speech is what `fsqcodec tokenize` takes: a folder, a manifest, a data set. The example tokenizes both,
+trains with `Trainer`, compares the loss on the held-out speech with what the frequencies of tokens alone give, and lets
+the model continue a held-out clip. It writes the tokens, the language model with its vocabulary, `result.json`,
+`continued.wav`, which begins with half a second of the clip, and `continued.png`.
 """
 
 import argparse
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 import torch
-from datasets import Dataset
+from datasets import Dataset, load_dataset
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments, default_data_collator, set_seed
 
-from fsqcodec.audio import read_audio, resample
+from fsqcodec.audio import read_audio
 from fsqcodec.codecs import Codec, load_codec
-from fsqcodec.data import find_clips
-from fsqcodec.evaluation.token_statistics import token_statistics
 from fsqcodec.lm import AudioCollator, AudioLogitsProcessor, AudioStreamer, AudioVocabulary, resize_embeddings
+from fsqcodec.tokenization import Settings
+from fsqcodec.tokenization import tokenize as tokenize_source
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
 PROMPT_SECONDS = 0.5
+PSEUDO_COUNTS = 10.0 ** np.arange(-4, 1)  # of each id, that smooth the unigram
 
 
 def main():
@@ -36,8 +39,8 @@ def main():
     set_seed(0)
     codec = load_codec(arguments.codec)
     vocabulary = AudioVocabulary.for_codec(codec, view="digits" if codec.quantization_levels else "codes")
-    train_rows = tokenize(codec, arguments.train, arguments.max_clips)
-    held_out_rows = tokenize(codec, arguments.held_out, arguments.max_clips)
+    train_rows = tokenize(arguments.train, arguments.codec, arguments.output / "train")
+    held_out_rows = tokenize(arguments.held_out, arguments.codec, arguments.output / "held-out")
 
     collator = AudioCollator(vocabulary)
     language_model = small_llama(vocabulary, arguments)
@@ -45,27 +48,30 @@ def main():
     vocabulary.save_pretrained(arguments.output)
 
     block_frames = max(1, arguments.block_ids // vocabulary.num_ids_per_frame - 1)
+    views = ("codes", "digits") if codec.quantization_levels else ("codes",)
     result = {
+        "codec": f"{codec.name}, digest {vocabulary.token_digest}",
         "train_hours": sum(row["num_frames"] for row in train_rows) / codec.frame_rate / 3600,
         "held_out_minutes": sum(row["num_frames"] for row in held_out_rows) / codec.frame_rate / 60,
         "parameters": language_model.num_parameters(),
-        **bits_per_frame(language_model.eval(), collator, held_out_rows, block_frames),
-        **unigram_bits_per_frame(codec, held_out_rows),
+        "uniform_bits_per_frame": sum(math.log2(size) for size in codec.codebook_sizes),
+        "unigram_bits_per_frame": {
+            view: unigram_bits_per_frame(replace(vocabulary, view=view), train_rows, held_out_rows) for view in views
+        },
+        "language_model_bits_per_frame": bits_per_frame(language_model.eval(), collator, held_out_rows, block_frames),
     }
     (arguments.output / "result.json").write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))
     continue_clip(language_model, vocabulary, codec, held_out_rows[0], arguments)
 
 
-def tokenize(codec: Codec, source: str, max_clips: int | None) -> Dataset:
-    """A row for each clip: `audio_codes`, lists of `(num_codebooks, num_frames)`, and `num_frames`."""
-    rows = []
-    for clip in find_clips([source])[:max_clips]:
-        audio, sampling_rate = clip.read("mix")
-        (codes,) = codec.encode([resample(audio, sampling_rate, codec.input_sampling_rate)])
-        rows.append({"id": clip.name, "audio_codes": codes.tolist(), "num_frames": codes.shape[1]})
-    print(f"{source}: {len(rows)} clips, {sum(row['num_frames'] for row in rows)} frames")
-    return Dataset.from_list(rows)
+def tokenize(source: str, codec: str, folder: Path) -> Dataset:
+    """A row for each clip: `audio_codes` and `num_frames`. What an earlier run has tokenized is not done again."""
+    done = tokenize_source(Settings(source, codec, channels="mix"), folder)
+    print(f"{source}: {done.num_rows} clips, {done.seconds / 60:.1f} minutes, {done.num_errors} errors")
+    return load_dataset("parquet", data_files=f"{folder}/data/*.parquet", split="train").select_columns(
+        ["audio_codes", "num_frames"]
+    )
 
 
 def small_llama(vocabulary: AudioVocabulary, arguments: argparse.Namespace) -> LlamaForCausalLM:
@@ -110,43 +116,54 @@ def train(language_model: LlamaForCausalLM, collator: AudioCollator, rows: Datas
     trainer.save_model()
 
 
+def unigram_bits_per_frame(
+    vocabulary: AudioVocabulary, train_rows: Dataset, held_out_rows: Dataset
+) -> dict[str, float]:
+    """What knowing only how often each id occurs takes of the held-out frames, in bits.
+
+    `smoothed`: frequencies of the training speech, with the pseudo-count that serves the held-out speech best.
+    `entropy`: frequencies of the held-out frames themselves, which no model has that has not seen them. Nothing that
+    takes each id by itself can have a lower loss on them.
+    """
+    bits = {"smoothed": 0.0, "entropy": 0.0}
+    train_ids, held_out_ids = (
+        torch.cat([vocabulary.codes_to_rows(codes) for codes in rows["audio_codes"]], dim=1).numpy()
+        for rows in (train_rows, held_out_rows)
+    )
+    for start, size, train, held_out in zip(vocabulary.range_starts, vocabulary.range_sizes, train_ids, held_out_ids):
+        counts, own_counts = (np.bincount(ids - start, minlength=size) for ids in (train, held_out))
+        bits["smoothed"] += min(_cross_entropy(own_counts, counts + pseudo_count) for pseudo_count in PSEUDO_COUNTS)
+        bits["entropy"] += _cross_entropy(own_counts, own_counts)
+    return bits
+
+
+def _cross_entropy(counts: np.ndarray, model_counts: np.ndarray) -> float:
+    """Bits for each of what was counted, under the frequencies of `model_counts`."""
+    seen = counts > 0
+    return float(counts[seen] @ -np.log2(model_counts[seen] / model_counts.sum()) / counts.sum())
+
+
 @torch.inference_mode()
-def bits_per_frame(language_model, collator: AudioCollator, rows: Dataset, block_frames: int) -> dict[str, float]:
+def bits_per_frame(language_model, collator: AudioCollator, rows: Dataset, block_frames: int) -> float:
     """The model's loss on all frames, in bits; each is predicted from half a block before it or more, if there is."""
     bits = 0.0
     num_new = max(1, block_frames // 2)
     for row in rows:
         codes = torch.tensor(row["audio_codes"])
-        for start in range(0, codes.shape[1], num_new):
-            new = codes[:, start : start + num_new]
-            context = codes[:, max(0, start + num_new - block_frames) : start]
-            batch = collator([{"audio_codes": torch.cat([context, new], dim=1)}])
+        for start in range(0, row["num_frames"], num_new):
+            new = codes[..., start : start + num_new]
+            context = codes[..., max(0, start + num_new - block_frames) : start]
+            batch = collator([{"audio_codes": torch.cat([context, new], dim=-1)}])
             logits = language_model(batch["input_ids"].to(language_model.device)).logits[0, :-2].float().cpu()
             labels = batch["labels"][0, 1:-1]  # without begin, which is given, and end, which the block does not have
             num_ids = collator.vocabulary.codes_to_ids(new).numel()
             bits += cross_entropy(logits[-num_ids:], labels[-num_ids:], reduction="sum").item() / math.log(2)
-    return {"language_model_bits_per_frame": bits / sum(rows["num_frames"])}
-
-
-def unigram_bits_per_frame(codec: Codec, rows: Dataset) -> dict[str, float]:
-    """Entropies of the very frames that the model is measured on. A model that knows how often each code occurs and not
-    what came before can't have a lower loss on them, even if it has counted them there."""
-    statistics = token_statistics(
-        [torch.tensor(row["audio_codes"]).numpy() for row in rows],
-        codec.codebook_sizes,
-        codec.frame_rate,
-        codec.quantization_levels,
-    )
-    bits = {"unigram_bits_per_frame": sum(codebook["entropy"] for codebook in statistics["codebooks"])}
-    if codec.quantization_levels:
-        (codebook,) = statistics["codebooks"]
-        bits["unigram_bits_per_frame_of_digits"] = sum(digit["entropy"] for digit in codebook["digits"])
-    return bits
+    return bits / sum(rows["num_frames"])
 
 
 def continue_clip(language_model, vocabulary: AudioVocabulary, codec: Codec, row: dict, arguments: argparse.Namespace):
     """Sample from the first half second of a clip to the length that the model was trained on, and look at it."""
-    codes = torch.tensor(row["audio_codes"])
+    codes = np.atleast_2d(row["audio_codes"])
     prompt_codes = codes[:, : round(PROMPT_SECONDS * codec.frame_rate)]
     prompt = torch.tensor([[vocabulary.begin_of_audio_id, *vocabulary.codes_to_ids(prompt_codes)]])
     streamer = AudioStreamer(vocabulary, codec, arguments.output / "continued.wav")
@@ -159,7 +176,7 @@ def continue_clip(language_model, vocabulary: AudioVocabulary, codec: Codec, row
         max_length=max(arguments.block_ids, prompt.shape[1] + vocabulary.num_ids_per_frame),
     )
     continued = read_audio(arguments.output / "continued.wav", codec.output_sampling_rate)
-    (original,) = codec.decode([codes.numpy()], [len(continued)])
+    (original,) = codec.decode([codes], [len(continued)])
     figure, axes = plt.subplots(2, figsize=(8, 6), sharex=True, layout="constrained")
     for axis, (name, audio) in zip(axes, {"the clip": original, "continued by the model": continued}.items()):
         axis.specgram(audio + 1e-7, NFFT=512, Fs=codec.output_sampling_rate, noverlap=384, vmin=-140, vmax=-30)
@@ -171,17 +188,16 @@ def continue_clip(language_model, vocabulary: AudioVocabulary, codec: Codec, row
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--codec", required=True, help="folder or Hub id of a codec")
+    parser.add_argument("--codec", required=True, help="folder or Hub id of a codec, or speech-3kbps")
     parser.add_argument("--train", required=True, help="speech to train on")
     parser.add_argument("--held-out", required=True, help="other speakers' speech to measure on")
     parser.add_argument("--output", type=Path, required=True, help="folder for the language model and the result")
-    parser.add_argument("--max-clips", type=int, help="of each source; all if left out")
-    parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--batch-size", type=int, default=4, help="blocks a step")
+    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--learning-rate", type=float, default=3e-3)
+    parser.add_argument("--batch-size", type=int, default=1, help="blocks a step")
     parser.add_argument("--block-ids", type=int, default=1536, help="length of a block")
-    parser.add_argument("--hidden-size", type=int, default=192)
-    parser.add_argument("--num-layers", type=int, default=4)
+    parser.add_argument("--hidden-size", type=int, default=128)
+    parser.add_argument("--num-layers", type=int, default=3)
     parser.add_argument("--bf16", action="store_true", help="train in bf16 where the processor has it")
     return parser.parse_args()
 

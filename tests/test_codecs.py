@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from fsqcodec import CodecFeatureExtractor
-from fsqcodec.codecs import load_codec, model_digest
+from fsqcodec.codecs import codec_of, load_codec, model_digest
 from small_configs import small_model, speech_like_clip
 
 
@@ -145,6 +145,21 @@ def test_codes_and_audio_are_the_models_own(codec):
     (ours,) = codec.encode([clip])
     assert np.array_equal(ours, codes.reshape(len(ours), -1))
     np.testing.assert_allclose(codec.decode([ours])[0], audio.flatten(), atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["l3ac-coarse", "frames-attention"])
+def test_long_clips_go_through_in_pieces_and_have_the_same_codes(kind, monkeypatch):
+    codec = codec_of(small_model(kind), CodecFeatureExtractor(sampling_rate=16000))
+    audio = clips(20000, 1000, 16001)
+    whole = codec.encode(audio)
+    monkeypatch.setattr("fsqcodec.codecs.LONG_SECONDS", 1.0)
+    monkeypatch.setattr("fsqcodec.streaming.PIECE_SECONDS", 0.2)
+    in_pieces = codec.encode(audio)
+    for ours, wanted in zip(in_pieces, whole):
+        assert ours.shape == wanted.shape and ours.dtype == wanted.dtype
+        assert (ours != wanted).sum() <= 2  # on a rounding boundary
+    monkeypatch.setattr(codec.model, "encode", None)  # which takes clips as a whole
+    np.testing.assert_array_equal(codec.encode(audio[::2])[1], in_pieces[2])
 
 
 @pytest.mark.parametrize("family", ["encodec", "dac", "mimi"])

@@ -1,5 +1,7 @@
 """CodecModel's own methods: what they refuse, and latents."""
 
+import logging
+
 import numpy as np
 import pytest
 import torch
@@ -50,3 +52,16 @@ def test_latents_decode_to_what_their_codes_decode_to_but_unrounded():
     model.quantizer.quantization_levels = (2**20,) * 3  # so fine that rounding changes nothing
     unrounded = model.quantizer(encoded.latents.transpose(1, 2))[0]
     assert torch.allclose(unrounded, model.quantizer.latents_to_features(encoded.latents.transpose(1, 2)), atol=1e-5)
+
+
+@torch.no_grad()
+def test_encoding_in_half_precision_says_once_that_tokens_change(caplog):
+    logging.Logger.warning_once.cache_clear()  # of Transformers: others may have been told
+    model = small_model("frames-plain")
+    clip = speech_like_clip(40 * model.config.hop_length)[None, None]
+    model.encode(clip)
+    assert "other tokens" not in caplog.text
+    model.bfloat16()
+    for _ in range(2):
+        model.encode(clip)
+    assert caplog.text.count("other tokens than float32") == 1

@@ -56,8 +56,11 @@ def test_it_learns_and_speaks(codec_folder, tmp_path):
     sources = ["--codec", codec_folder, "--train", ENGLISH, "--held-out", GERMAN, "--output", tmp_path / "lm"]
     run(tmp_path, EXAMPLE, *sources, *TINY)
     result = json.loads((tmp_path / "lm" / "result.json").read_text())
-    assert 0 < result["language_model_bits_per_frame"] < result["unigram_bits_per_frame"]
-    assert result["unigram_bits_per_frame"] < result["unigram_bits_per_frame_of_digits"] < 3 * 7
+    codes, digits = result["unigram_bits_per_frame"]["codes"], result["unigram_bits_per_frame"]["digits"]
+    assert 0 < result["language_model_bits_per_frame"] < codes["entropy"]
+    assert codes["entropy"] < codes["smoothed"] < result["uniform_bits_per_frame"]
+    assert codes["entropy"] < digits["entropy"] < digits["smoothed"] < result["uniform_bits_per_frame"]
+    assert (tmp_path / "lm" / "held-out" / "errors.parquet").exists()
     seconds = soundfile.info(tmp_path / "lm" / "continued.wav").duration
     assert seconds >= 0.5
     assert (tmp_path / "lm" / "continued.png").read_bytes().startswith(b"\x89PNG")

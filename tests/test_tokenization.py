@@ -250,9 +250,12 @@ def test_wrong_input_is_said(codec_dir, corpus, tmp_path):
         return result.stderr
 
     assert "is no file, folder, glob" in message(tmp_path / "nowhere", "-m", codec_dir)
+    assert "the source is empty" in message("", "-m", codec_dir)
     assert "no model" in message(corpus[0], "-m", tmp_path / "nowhere")
     assert "address 'x' is of a Ray cluster" in message(corpus[0], "-m", codec_dir, "--address", "x")
     assert "shard_size is 0: at least 1" in message(corpus[0], "-m", codec_dir, "--shard-size", 0)
     (tmp_path / "m.csv").write_text("path,num_frames\na.wav,3\n")
     assert "has a column num_frames" in message(tmp_path / "m.csv", "-m", codec_dir)
     assert not (tmp_path / "out").exists()
+    (tmp_path / "out").write_text("a file")
+    assert "is a file: a folder for the shards is wanted" in message(corpus[0], "-m", codec_dir)

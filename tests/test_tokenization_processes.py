@@ -7,10 +7,11 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from fsqcodec.tokenization import Settings, tokenize
-from recordings import write_codec, write_recordings
+from recordings import write_broken, write_codec, write_recordings, write_unusual
 from test_tokenization import files_of
 
 NUM_CLIPS, SHARD_SIZE = 60, 2
@@ -33,9 +34,11 @@ def workplace(tmp_path_factory) -> Path:
     return folder
 
 
-def start(folder: Path, output: str, *options: str, launcher: tuple = (), **environment) -> subprocess.Popen:
+def start(
+    folder: Path, output: str, *options: str, shard_size: int = SHARD_SIZE, launcher: tuple = (), **environment
+) -> subprocess.Popen:
     command = [sys.executable, *launcher, "-m", "fsqcodec", "tokenize", "recordings", "-m", "codec", "-o", output]
-    command += ["--shard-size", str(SHARD_SIZE), *options]
+    command += ["--shard-size", str(shard_size), *options]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(command, cwd=folder, env={**os.environ, **environment}, **pipes)
 
@@ -76,6 +79,33 @@ def test_killed_again_and_again_it_ends_with_the_same_files(workplace):
     assert num_kills == 3
     finish(start(workplace, "killed"))
     assert_same(workplace, "killed")
+
+
+@pytest.mark.slow
+def test_a_thousand_files_killed_in_the_middle(tmp_path):
+    write_codec(tmp_path / "codec")
+    recordings = tmp_path / "recordings"
+    lengths = {f"good/{name}": len(clip) for name, clip in write_recordings(recordings / "good", 980).items()}
+    lengths |= {f"unusual/{name}": length for name, length in write_unusual(recordings / "unusual").items()}
+    reasons = {f"broken/{name}": reason for name, reason in write_broken(recordings / "broken").items()}
+    assert len(lengths) == 988 and len(reasons) == 12
+    process = start(tmp_path, "out", shard_size=50)
+    wait_for(lambda: len(shards(tmp_path / "out")) >= 8)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert 8 <= len(shards(tmp_path / "out")) < 20
+    printed = finish(start(tmp_path, "out", shard_size=50))
+    assert "988 clips" in printed and "12 clips failed" in printed
+    rows = [row for path in shards(tmp_path / "out") for row in pq.read_table(path).to_pylist()]
+    assert len(rows) == 988
+    assert {row["path"]: row["num_samples"] for row in rows} == {
+        f"recordings/{name}": length for name, length in lengths.items()
+    }
+    assert all(len(row["audio_codes"]) == row["num_frames"] == -(-row["num_samples"] // 8) for row in rows)
+    errors = pq.read_table(tmp_path / "out" / "errors.parquet").to_pylist()
+    assert sorted(error["name"] for error in errors) == sorted(f"recordings/{name}" for name in reasons)
+    assert all(reasons[error["name"].removeprefix("recordings/")] in error["reason"] for error in errors)
 
 
 @pytest.mark.slow

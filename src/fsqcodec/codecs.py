@@ -24,9 +24,11 @@ from transformers import AutoFeatureExtractor, AutoModel, NeuCodecConfig, PreTra
 
 from .checkpoints import bundled_checkpoint, list_checkpoints
 from .models.feature_extraction_neucodec import FsqNeuCodecFeatureExtractor
+from .models.modeling_codec import CodecModel
 from .models.modeling_neucodec import FsqNeuCodecModel
 from .models.pretrained import PreTrainedCodec
 from .presets import PRESETS
+from .streaming import LONG_SECONDS, StreamingEncoder
 
 
 class Codec(ABC):
@@ -172,7 +174,8 @@ class TransformersCodec(Codec):
     """A codec model of Transformers, or one of ours, with its feature extractor.
 
     Ours encode any list of clips as one padded batch. Other models' codes change with padding, so their clips share a
-    batch only where they have the same length.
+    batch only where they have the same length. Clips of a minute and more go through a `CodecModel` in pieces, so
+    that they take no more memory than their samples; but for tokens on a rounding boundary nothing changes by that.
     """
 
     def __init__(self, name: str, model: PreTrainedModel, feature_extractor, num_codebooks: int | None = None):
@@ -191,8 +194,8 @@ class TransformersCodec(Codec):
             self.quantization_levels = list(config.quantization_levels)
 
     def encode(self, audio: list[np.ndarray]) -> list[np.ndarray]:
-        lengths = [None if self._batches_are_exact else clip.shape[-1] for clip in audio]
-        return _by_group(lengths, self._encode_batch, audio)
+        groups = [(self._is_streamed(clip), None if self._batches_are_exact else clip.shape[-1]) for clip in audio]
+        return _by_group(groups, self._encode_group, audio)
 
     def decode(self, codes: list[np.ndarray], num_samples: list[int] | None = None) -> list[np.ndarray]:
         lengths = [None if self._batches_are_exact else clip_codes.shape[-1] for clip_codes in codes]
@@ -213,6 +216,18 @@ class TransformersCodec(Codec):
         if num_codebooks is not None and not 1 <= num_codebooks <= len(sizes):
             raise ValueError(f"{self.name} asks for {num_codebooks} codebooks: the model has {len(sizes)}")
         return sizes[:num_codebooks]
+
+    def _is_streamed(self, clip: np.ndarray) -> bool:
+        return isinstance(self.model, CodecModel) and clip.shape[-1] >= LONG_SECONDS * self.input_sampling_rate
+
+    def _encode_group(self, audio: list[np.ndarray]) -> list[np.ndarray]:
+        if self._is_streamed(audio[0]):
+            return [self._encode_in_pieces(clip) for clip in audio]
+        return self._encode_batch(audio)
+
+    def _encode_in_pieces(self, clip: np.ndarray) -> np.ndarray:
+        encoder = StreamingEncoder(self.model)
+        return torch.cat([encoder.push(clip), encoder.flush()], dim=-1)[0].cpu().numpy()
 
     @torch.inference_mode()
     def _encode_batch(self, audio: list[np.ndarray]) -> list[np.ndarray]:

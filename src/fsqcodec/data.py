@@ -87,6 +87,8 @@ def find_clips(sources: Iterable[str | os.PathLike]) -> list[Clip]:
 
 def source_kind(source: str) -> Literal["manifest", "files", "data set"]:
     """Which of the kinds of the module's docstring `source` is. Raises `FileNotFoundError` where it is none."""
+    if not source:
+        raise FileNotFoundError("the source is empty: a file, folder, glob, manifest, or data set like org/name:split")
     manifest, _ = split_manifest(source)
     if manifest.lower().endswith(MANIFEST_SUFFIXES) and os.path.isfile(manifest):
         return "manifest"

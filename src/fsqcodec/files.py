@@ -20,12 +20,11 @@ from .codecs import input_sampling_rate, load_feature_extractor, load_model, num
 from .models.modeling_codec import CodecModel
 from .models.pretrained import PreTrainedCodec
 from .packing import Tokens, read_token_facts, read_tokens, token_digest, write_tokens
-from .streaming import StreamingDecoder, StreamingEncoder, clip_statistics
+from .streaming import LONG_SECONDS, StreamingDecoder, StreamingEncoder, clip_statistics
 
 TOKEN_SUFFIX = ".safetensors"
 MAX_BATCH_SIZE = 16
 BATCH_SECONDS_PER_CLIP = 4.0  # of the largest batch, padding included
-LONG_SECONDS = 60.0  # files of this duration and more are encoded and decoded in pieces
 PIECE_SECONDS = 5.0
 Item = TypeVar("Item")
 

@@ -23,6 +23,7 @@ from .models.modeling_lycodec import CROPS_PER_PASS, LycodecModel
 from .models.padding import ceil_divide, ceil_to_multiple
 from .models.streaming_codec import Span, join_states, split_state, statistics_so_far, stream_decoder, stream_encoder
 
+LONG_SECONDS = 60.0  # clips of this duration and more are encoded in pieces wherever that makes no difference
 PIECE_SECONDS = 5.0  # of audio that go through the model at once, however much is pushed
 
 

@@ -27,6 +27,8 @@ ENHANCE_CONTEXT = max(
     2 * (kernel_size // 2) + TREND_CONV_KERNEL_SIZE // 2 * enhance_dilation(kernel_size)
     for kernel_size in ENHANCE_KERNEL_SIZES
 )
+# samples on each side that the full-rate tail looks at: its units and the last convolution
+TAIL_CONTEXT = TAIL_KERNEL_SIZE // 2 * (sum(TAIL_DILATIONS) + 1)
 
 
 @strict
@@ -297,7 +299,7 @@ class CodecConfig(PreTrainedConfig):
         if self.decoder_head == "frames":
             return 1 + self.decoder_depths[0] * (UNIT_KERNEL_SIZE // 2) + LATENT_KERNEL_SIZE // 2
         # from the last sample of frame 0 back to the last step it depends on, at ever lower rates
-        last_step = self.hop_length - 1 + TAIL_KERNEL_SIZE // 2 * (sum(TAIL_DILATIONS) + 1)
+        last_step = self.hop_length - 1 + TAIL_CONTEXT
         for ratio, depth in zip(reversed(self.upsampling_ratios), reversed(self.decoder_depths)):
             last_step = _last_interpolated(last_step, ratio) + ENHANCE_CONTEXT + depth * (UNIT_KERNEL_SIZE // 2)
         return last_step + LATENT_KERNEL_SIZE // 2 - (self.transformer_downsampling_ratio - 1)

@@ -22,19 +22,42 @@ from .configuration_codec import (
     UNIT_KERNEL_SIZE,
     enhance_dilation,
 )
-from .padding import zero_padding
+from .padding import ceil_divide, zero_padding
 from .precision import at_least_float32
 
-TILE_SIZE = 2**17  # numbers in a tile of hidden activations: 512 KiB in float32, which fits a second-level cache
+TILE_SIZE = 2**17  # numbers that a layer holds for a tile: 512 KiB in float32, which fits a second-level cache
+SHORTEST_TILE = 256  # steps: matrix products of fewer rows take longer for each
 
 
-def in_tiles(function, x: torch.Tensor, hidden_size: int) -> torch.Tensor:
-    """`function(x)` for a point-wise function on `(..., channels)`, a tile of rows at a time where no gradient is
-    needed, so that its `hidden_size` inner activations stay in the processor's cache."""
-    if torch.is_grad_enabled() or x.device.type != "cpu" or torch.compiler.is_compiling():
-        return function(x)
-    rows = x.reshape(-1, x.shape[-1])
-    return torch.cat([function(tile) for tile in rows.split(max(1, TILE_SIZE // hidden_size))]).view(*x.shape[:-1], -1)
+def in_tiles(function, inputs: tuple, inner_size: int, context: int = 0, margin: int = 0) -> torch.Tensor:
+    """`function(*inputs, inside)`, a tile of steps at a time where no gradient is needed, so that what it computes on
+    the way stays in the processor's cache.
+
+    `inputs` are `(batch, num_steps, ...)` or `None`. `function` returns what becomes of the steps `inside`, a slice of
+    those it is given, one step or more for each. It looks at `context` steps around them, and holds `inner_size`
+    numbers for each. `margin` steps at both ends of the inputs are only looked at.
+    """
+    batch_size, num_steps = inputs[0].shape[:2]
+    first, last = margin, num_steps - margin
+    most_steps = max(SHORTEST_TILE, TILE_SIZE // inner_size)
+    in_whole = torch.is_grad_enabled() or inputs[0].device.type != "cpu" or torch.compiler.is_compiling()
+    if in_whole or batch_size * num_steps <= most_steps:
+        return function(*inputs, slice(first, last))
+    tile_steps = ceil_divide(last - first, ceil_divide(last - first, most_steps))  # as even as they can be
+    tile_clips = max(1, most_steps // num_steps)
+    output = None
+    for clip in range(0, batch_size, tile_clips):
+        clips = slice(clip, clip + tile_clips)
+        for start in range(first, last, tile_steps):
+            stop = min(start + tile_steps, last)
+            window_start = max(start - context, 0)
+            windows = (None if x is None else x[clips, window_start : stop + context] for x in inputs)
+            tile = function(*windows, slice(start - window_start, stop - window_start))
+            ratio = tile.shape[1] // (stop - start)
+            if output is None:
+                output = tile.new_empty(batch_size, ratio * (last - first), *tile.shape[2:])
+            output[clips, ratio * (start - first) : ratio * (stop - first)] = tile
+    return output
 
 
 class Conv1d(nn.Conv1d):
@@ -118,13 +141,14 @@ class TrendStem(nn.Module):
     def forward(self, signal: torch.Tensor, mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
         """`(batch, num_samples, 1)` and its mask to `(batch, num_samples, channels)` and its mask."""
         row_mask = None if mask is None else mask.transpose(1, 2)
-        rows = signal.transpose(1, 2)
-        trends = torch.cat([trend_pool(rows, kernel_size, row_mask) for kernel_size in TREND_KERNEL_SIZES], dim=1)
-        trends = self.trends(trends.transpose(1, 2))
-        return in_tiles(self._mix, trends, self.expand.out_features) + self.skip(signal), mask
+        row = signal.transpose(1, 2)
+        rows = torch.cat([trend_pool(row, kernel_size, row_mask) for kernel_size in TREND_KERNEL_SIZES], dim=1)
+        trends = self.trends(rows.transpose(1, 2))
+        return in_tiles(self._mix, (signal, trends), self.expand.out_features), mask
 
-    def _mix(self, trends: torch.Tensor) -> torch.Tensor:
-        return self.contract(F.gelu(self.expand(trends)))
+    def _mix(self, signal: torch.Tensor, trends: torch.Tensor, inside: slice) -> torch.Tensor:
+        hidden = F.gelu(self.expand(trends[:, inside]))
+        return self.contract(hidden) + self.skip(signal[:, inside])
 
 
 class ClipNorm(nn.Module):
@@ -232,9 +256,9 @@ class TrendEnhance(nn.Module):
         self.to_gain = nn.Linear(len(ENHANCE_KERNEL_SIZES), channels)
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """`(batch, num_steps, channels)` to the same shape."""
+        """`(batch, num_steps, channels)` to normalised envelopes `(batch, num_steps, num_trends)`, for `scale`."""
         row_mask = None if mask is None else mask.transpose(1, 2)
-        return self.scale(x, self.norm(self.envelopes(x, mask), row_mask))
+        return self.norm(self.envelopes(x, mask), row_mask).transpose(1, 2)
 
     def envelopes(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """`(batch, num_steps, channels)` to `(batch, num_trends, num_steps)`, of its first channel."""
@@ -246,8 +270,8 @@ class TrendEnhance(nn.Module):
         return torch.cat(trends, dim=1)
 
     def scale(self, x: torch.Tensor, envelopes: torch.Tensor) -> torch.Tensor:
-        """x `(batch, num_steps, channels)` by what normalised envelopes `(batch, num_trends, num_steps)` say."""
-        return torch.addcmul(x, x, self.to_gain(envelopes.transpose(1, 2)))
+        """x `(batch, num_steps, channels)` by what normalised envelopes `(batch, num_steps, num_trends)` say."""
+        return torch.addcmul(x, x, self.to_gain(envelopes))
 
 
 def layer_norm(channels: int, eps: float | None) -> nn.Module:
@@ -286,13 +310,13 @@ class ConvUnit(GradientCheckpointingLayer):
         self.expand = nn.Linear(channels, 4 * channels)
         self.contract = ScaledLinear(4 * channels, channels, gain=start_gain)
 
-    def forward(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """`(batch, num_steps, channels)` to the same shape."""
-        return self.add_mlp(x, self.depthwise(zero_padding(x, mask)))
+    def forward(self, x: torch.Tensor, mask: torch.Tensor | None, margin: int = 0) -> torch.Tensor:
+        """`(batch, num_steps, channels)` to the same shape, without the `margin` steps at both ends."""
+        y = self.depthwise(zero_padding(x, mask))
+        return in_tiles(self._add_mlp, (x, y), self.expand.out_features, margin=margin)
 
-    def add_mlp(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """x and what the MLP makes of y, the depth-wise convolution of x."""
-        return x + in_tiles(self._mix, y, self.expand.out_features)
+    def _add_mlp(self, x: torch.Tensor, y: torch.Tensor, inside: slice) -> torch.Tensor:
+        return x[:, inside] + self._mix(y[:, inside])
 
     def _mix(self, y: torch.Tensor) -> torch.Tensor:
         hidden = self.expand(self.norm(y))

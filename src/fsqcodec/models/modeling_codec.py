@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers.utils import ModelOutput, can_return_tuple
+from transformers.utils import ModelOutput, can_return_tuple, logging
 
-from .configuration_codec import LATENT_KERNEL_SIZE, TAIL_DILATIONS, TAIL_KERNEL_SIZE, CodecConfig
+from .configuration_codec import LATENT_KERNEL_SIZE, TAIL_CONTEXT, TAIL_DILATIONS, TAIL_KERNEL_SIZE, CodecConfig
 from .convolution import (
     Conv1d,
     ConvUnit,
@@ -20,6 +20,7 @@ from .convolution import (
     SnakeUnit,
     TrendEnhance,
     TrendStem,
+    in_tiles,
     layer_norm,
     upsample_linear,
 )
@@ -28,6 +29,8 @@ from .local_attention import DownsamplingTransformer, UpsamplingTransformer
 from .padding import ceil_divide, ceil_to_multiple, right_padding_mask, zero_padding
 from .pretrained import PreTrainedCodec, check_code_range, check_num_samples, check_tensor
 from .quantization import FiniteScalarQuantizer
+
+logger = logging.get_logger(__name__)
 
 FRAMES_UNIT_START_GAIN = 0.1  # deep stacks of units at one rate learn fast and steadily from near the identity
 
@@ -142,9 +145,14 @@ class DecoderStage(nn.Module):
         """`(batch, num_steps, in_channels)` and its mask to `(batch, num_steps * ratio, out_channels)` and its mask."""
         for unit in self.units:
             x = unit(x, mask)
-        x = self.project(self.enhance(x, mask))
-        x = self.norm(upsample_linear(x, self.ratio, mask))
+        inputs = x, self.enhance(x, mask), mask
+        x = in_tiles(self._upsample, inputs, self.ratio * self.project.out_features, context=1)
         return x, None if mask is None else mask.repeat_interleave(self.ratio, dim=1)
+
+    def _upsample(self, x: torch.Tensor, envelopes: torch.Tensor, mask: torch.Tensor | None, inside: slice):
+        x = self.project(self.enhance.scale(x, envelopes))
+        x = upsample_linear(x, self.ratio, mask)
+        return self.norm(x[:, self.ratio * inside.start : self.ratio * inside.stop])
 
 
 class CodecDecoder(nn.Module):
@@ -189,9 +197,12 @@ class CodecDecoder(nn.Module):
     def _upsample_to_waveform(self, x: torch.Tensor, mask: torch.Tensor | None):
         for stage in self.stages:
             x, mask = stage(x, mask)
+        return in_tiles(self._tail, (x, mask), 2 * x.shape[-1], TAIL_CONTEXT), mask
+
+    def _tail(self, x: torch.Tensor, mask: torch.Tensor | None, inside: slice) -> torch.Tensor:
         for unit in self.tail_units:
             x = unit(x, mask)
-        return self.to_waveform(zero_padding(self.tail_snake(x), mask)), mask
+        return self.to_waveform(zero_padding(self.tail_snake(x), mask))[:, inside]
 
 
 class CodecModel(PreTrainedCodec):
@@ -239,6 +250,8 @@ class CodecModel(PreTrainedCodec):
                 right; all audio if not given.
             output_latents (`bool`): return the latents too.
 
+        A model in half precision gives other tokens than in float32 for a part of the frames, and says so once.
+
         Returns:
             [`CodecEncoderOutput`] with `ceil(num_samples / config.hop_length)` frames.
 
@@ -246,6 +259,11 @@ class CodecModel(PreTrainedCodec):
             ValueError: no tensor, integers, another shape, no samples, a clip that is all padding, padding on the left.
                 The mask's values are not checked under `torch.compile`.
         """
+        if self.dtype in (torch.bfloat16, torch.float16) and not torch.compiler.is_compiling():
+            logger.warning_once(
+                f"encoding in {self.dtype} gives other tokens than float32 for a part of the frames: take them from a "
+                "model loaded with dtype=torch.float32 where they are to be equal everywhere"
+            )
         latents, frame_mask = self._encode_latents(input_values, padding_mask)
         _, indices = self.quantizer(latents)
         return CodecEncoderOutput(

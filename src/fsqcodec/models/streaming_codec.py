@@ -33,7 +33,7 @@ from .padding import zero_padding
 
 UNIT_CONTEXT = UNIT_KERNEL_SIZE // 2
 LATENT_CONTEXT = LATENT_KERNEL_SIZE // 2
-TAIL_CONTEXT = TAIL_KERNEL_SIZE // 2
+TAIL_UNIT_CONTEXT = TAIL_KERNEL_SIZE // 2
 
 
 @dataclass(frozen=True)
@@ -143,8 +143,10 @@ def stream_decoder(
             return None, walk.span, walk.state
         x = stage.norm(walk.up(lambda x, mask, ratio=stage.ratio: upsample_linear(x, ratio, mask), x, stage.ratio))
     for unit, dilation in zip(decoder.tail_units, TAIL_DILATIONS):
-        x = walk.around(unit, x, TAIL_CONTEXT * dilation)
-    x = walk.around(lambda x, mask: decoder.to_waveform(zero_padding(decoder.tail_snake(x), mask)), x, TAIL_CONTEXT)
+        x = walk.around(unit, x, TAIL_UNIT_CONTEXT * dilation)
+    x = walk.around(
+        lambda x, mask: decoder.to_waveform(zero_padding(decoder.tail_snake(x), mask)), x, TAIL_UNIT_CONTEXT
+    )
     return torch.tanh(x), walk.span, walk.state
 
 
@@ -222,8 +224,7 @@ class _Walk:
         """A convolution unit, its MLP only on the steps that come out."""
         window, mask = self._window(x, 2 * UNIT_CONTEXT)
         self.span = self.span.delayed(UNIT_CONTEXT)
-        inside = slice(UNIT_CONTEXT, window.shape[1] - UNIT_CONTEXT)
-        return unit.add_mlp(window[:, inside], unit.depthwise(zero_padding(window, mask))[:, inside])
+        return unit(window, mask, margin=UNIT_CONTEXT)
 
     def down(self, block, x: torch.Tensor, ratio: int) -> torch.Tensor:
         """`block(x)`, which makes one step of `ratio`."""
@@ -263,7 +264,7 @@ class _Walk:
             if statistics is None:
                 statistics = self._measured(envelopes)
             normalized = enhance.norm.normalize(envelopes, *statistics.to(envelopes))
-        return enhance.scale(window[:, inside], normalized)
+        return enhance.scale(window[:, inside], normalized.transpose(1, 2))
 
     def _window(self, x: torch.Tensor, num_steps: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         """x `(batch, ..., channels)` with the `num_steps` steps before it, and the mask."""

@@ -185,6 +185,8 @@ class Run:
         return result
 
     def _check_folder(self):
+        if self.output_dir.exists() and not self.output_dir.is_dir():
+            raise ValueError(f"{self.output_dir} is a file: a folder for the shards is wanted")
         path = self.output_dir / "run.json"
         asked = {name: getattr(self.settings, name) for name in ("source", "channels", "shard_size")}
         header = json.loads(json.dumps({**asked, "source_digest": self.source.digest, **self.facts}))
