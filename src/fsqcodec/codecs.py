@@ -28,8 +28,8 @@ from .models.modeling_codec import CodecModel
 from .models.modeling_neucodec import FsqNeuCodecModel
 from .models.pretrained import PreTrainedCodec
 from .presets import PRESETS
-
-LONG_SECONDS = 60.0  # clips of this duration and more are encoded in pieces wherever that makes no difference
+from .rates import num_channels
+from .streaming import LONG_SECONDS, StreamingEncoder
 
 
 class Codec(ABC):
@@ -227,8 +227,6 @@ class TransformersCodec(Codec):
         return self._encode_batch(audio)
 
     def _encode_in_pieces(self, clip: np.ndarray) -> np.ndarray:
-        from .streaming import StreamingEncoder  # which needs this module
-
         encoder = StreamingEncoder(self.model)
         return torch.cat([encoder.push(clip), encoder.flush()], dim=-1)[0].cpu().numpy()
 
@@ -310,21 +308,6 @@ def model_digest(model: PreTrainedModel) -> str:
 
 
 UNDIGESTED_FIELDS = ("_name_or_path", "transformers_version", "dtype", "architectures", "auto_map")
-
-
-def input_sampling_rate(config) -> int:
-    """Hz of the audio that a codec takes, by its configuration."""
-    return config.input_sampling_rate if hasattr(config, "input_sampling_rate") else config.sampling_rate
-
-
-def output_sampling_rate(config) -> int:
-    """Hz of the audio that a codec returns, by its configuration."""
-    return config.output_sampling_rate if hasattr(config, "output_sampling_rate") else config.sampling_rate
-
-
-def num_channels(config) -> int:
-    """Of the audio that a codec takes and returns, by its configuration: mono unless it says otherwise."""
-    return getattr(config, "num_channels", getattr(config, "audio_channels", 1))
 
 
 def _first_field(config, *names: str):

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from transformers import PreTrainedConfig
 
-from .codecs import num_channels
 from .files import TOKEN_SUFFIX, load_fsq_codec
 from .models.configuration_neucodec import NeuCodecRates
 from .packing import read_token_facts, token_digest
 from .presets import PRESETS, list_presets, preset_config
+from .rates import num_channels
 
 
 def describe(target: str | None) -> Iterator[tuple[str, str]]:

@@ -16,18 +16,12 @@ import torch
 from tqdm import tqdm
 
 from .audio import AUDIO_SUFFIXES, audio_seconds, read_audio, read_audio_pieces, write_audio, write_audio_pieces
-from .codecs import (
-    LONG_SECONDS,
-    input_sampling_rate,
-    load_feature_extractor,
-    load_model,
-    num_channels,
-    output_sampling_rate,
-)
+from .codecs import load_feature_extractor, load_model
 from .models.modeling_codec import CodecModel
 from .models.pretrained import PreTrainedCodec
 from .packing import Tokens, read_token_facts, read_tokens, token_digest, write_tokens
-from .streaming import StreamingDecoder, StreamingEncoder, clip_statistics
+from .rates import input_sampling_rate, num_channels, output_sampling_rate
+from .streaming import LONG_SECONDS, StreamingDecoder, StreamingEncoder, clip_statistics
 
 TOKEN_SUFFIX = ".safetensors"
 MAX_BATCH_SIZE = 16

@@ -20,9 +20,9 @@ from typing import BinaryIO
 import numpy as np
 import torch
 
-from .codecs import num_channels
 from .models.pretrained import PreTrainedCodec
 from .packing import num_packed_bytes, pack, token_digest, unpack
+from .rates import num_channels
 from .streaming import StreamingDecoder, StreamingEncoder
 
 FORMAT = b"fsqcodec-stream-1\n"

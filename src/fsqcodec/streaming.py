@@ -16,13 +16,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from .codecs import num_channels
 from .models.feature_extraction_codec import LOUDEST_SENSIBLE_PEAK
 from .models.modeling_codec import CodecModel
 from .models.modeling_lycodec import CROPS_PER_PASS, LycodecModel
 from .models.padding import ceil_divide, ceil_to_multiple
 from .models.streaming_codec import Span, join_states, split_state, statistics_so_far, stream_decoder, stream_encoder
+from .rates import num_channels
 
+LONG_SECONDS = 60.0  # clips of this duration and more are encoded in pieces wherever that makes no difference
 PIECE_SECONDS = 5.0  # of audio that go through the model at once, however much is pushed
 
 

@@ -18,12 +18,12 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import MODEL_MAPPING, PreTrainedConfig
 
 from ..checkpoints import bundled_checkpoint, list_checkpoints
-from ..codecs import input_sampling_rate
 from ..counting import multiply_accumulates, num_parameters
 from ..models.configuration_codec import CodecConfig
 from ..models.configuration_lycodec import LycodecConfig
 from ..models.configuration_neucodec import NeuCodecRates
 from ..presets import CONFIGURATIONS, PRESETS, list_presets
+from ..rates import input_sampling_rate
 
 CARD_NAME = "README.md"
 TRAINING_RECORD = "training.json"  # which the trainer puts into the folders that it saves

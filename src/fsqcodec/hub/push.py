@@ -11,7 +11,7 @@ from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
 
-from ..codecs import input_sampling_rate
+from ..rates import input_sampling_rate
 from .cards import CARD_NAME
 
 WEIGHTS_NAME = "model.safetensors"

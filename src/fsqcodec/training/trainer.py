@@ -29,11 +29,12 @@ from accelerate.utils import set_seed
 from tqdm import tqdm
 
 from ..atomic import atomic_path
-from ..codecs import load_model, model_location, num_channels
+from ..codecs import load_model, model_location
 from ..data import find_clips
 from ..hub.cards import TRAINING_RECORD
 from ..models.pretrained import PreTrainedCodec
 from ..presets import preset_config
+from ..rates import num_channels
 from . import losses
 from .codec_training import CodecTraining
 from .data import Crops, check_disjoint, collate, corpora, crop_batches, hold_out_clips, hold_out_speakers, without
