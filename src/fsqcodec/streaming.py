@@ -176,7 +176,7 @@ class StreamingEncoder(_Stream):
         channels = num_channels(self.model.config)
         given = samples
         if samples.ndim == 1 or samples.ndim == 2 and channels > 1:
-            samples = samples.reshape(1, -1, samples.shape[-1])
+            samples = torch.atleast_2d(samples)[None]
         if samples.ndim != 3 or samples.shape[1] not in (1, channels) or len(samples) == 0:
             kind = "mono audio (num_samples,)" if channels == 1 else f"audio ({channels}, num_samples)"
             raise ValueError(
