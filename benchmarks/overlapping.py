@@ -19,7 +19,7 @@ from fsqcodec.codecs import Codec, codec_of, load_codec
 
 SECONDS = 20
 CHUNK_SECONDS = 0.5
-CONTEXT_SECONDS = (0.5, 1.0, 2.0, 4.0)
+CONTEXT_SECONDS = (0.5, 1.0, 2.0)
 LOOKAHEAD_SECONDS = (0.02, 0.2, 0.5)
 
 
