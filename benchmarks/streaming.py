@@ -16,9 +16,10 @@ from pathlib import Path
 
 import torch
 
-from fsqcodec import CodecConfig, CodecModel, StreamingDecoder, StreamingEncoder, convert_checkpoint, list_presets
+from fsqcodec import CodecConfig, CodecModel, StreamingDecoder, StreamingEncoder, convert_checkpoint
 from fsqcodec.audio import read_audio
 from fsqcodec.conversion.originals import OriginalCodec
+from fsqcodec.models.configuration_codec import PRESETS
 from fsqcodec.streaming import clip_statistics
 
 CLIP = Path(__file__).parent.parent / "examples" / "audio" / "lj_gutenberg.flac"
@@ -33,7 +34,7 @@ def main():
     warnings.simplefilter("ignore", UserWarning)
     torch.set_num_threads(1)
     print(f"{'preset':24}{'frame':>9}{'encoder look-ahead':>20}{'decoder look-ahead':>20}{'latency':>10}")
-    for preset in list_presets():
+    for preset in PRESETS:
         config = CodecConfig.from_preset(preset)
         milliseconds = [
             1000 * num_samples / config.sampling_rate

@@ -19,11 +19,11 @@ from fsqcodec import (
     StreamingEncoder,
     decode_file,
     encode_file,
-    list_presets,
 )
 from fsqcodec.audio import write_audio
 from fsqcodec.conversion.verification import ROUNDING_MARGIN
 from fsqcodec.files import encode_files
+from fsqcodec.models.configuration_codec import PRESETS
 from fsqcodec.models.streaming_codec import Span, stream_encoder
 from fsqcodec.packing import Tokens, read_tokens, token_digest, write_tokens
 from fsqcodec.streaming import clip_statistics, push_together
@@ -362,7 +362,7 @@ def full_size_model(preset: str) -> CodecModel:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", list_presets())
+@pytest.mark.parametrize("preset", PRESETS)
 def test_full_size_models_stream_as_the_whole(preset):
     model = full_size_model(preset)
     clip = torch.from_numpy(speech(model.config.sampling_rate))
