@@ -30,6 +30,7 @@ from fsqcodec.streaming import clip_statistics, push_together
 from small_configs import SMALL_CONFIGS, randomize, small_model, speech_like_clip
 
 AUDIO_TOLERANCE = 1e-5
+FULL_SIZE_AUDIO_TOLERANCE = 5e-5  # float32 sums of hundreds of channels, in another order
 
 
 def cut(steps: torch.Tensor, lengths: list[int]) -> list[torch.Tensor]:
@@ -375,7 +376,7 @@ def test_full_size_models_stream_as_the_whole(preset):
     audio = streamed(exact_decoder(model, codes), cut(codes, [1, 2, 7, 50]))
     with torch.no_grad():
         whole = model.decode(codes).audio_values
-    torch.testing.assert_close(audio, whole, rtol=0, atol=AUDIO_TOLERANCE)
+    torch.testing.assert_close(audio, whole, rtol=0, atol=FULL_SIZE_AUDIO_TOLERANCE)
 
 
 @pytest.mark.slow

@@ -45,7 +45,10 @@ def tokenize_parts(run: "Run", parts: list[int], address: str | None) -> Iterato
         **{f"num_{kind.lower()}s": 1},
     )
     try:
-        yield from done.iter_rows()
+        for row in done.iter_rows():
+            if failure := row.pop("failure"):
+                raise ValueError(failure)
+            yield row
     except ray.exceptions.RayError as error:
         raise _cause(error) from error
 
@@ -64,10 +67,14 @@ class _Worker:
         self.run = Run(settings, Path(output_dir), None)
 
     def __call__(self, batch: dict) -> dict:
-        done = [list(self.run.tokenize_part(int(part))) for part in batch["part"]]
+        try:
+            done = [list(self.run.tokenize_part(int(part))) for part in batch["part"]]
+        except ValueError as error:  # as a row, since not every version of Ray passes on what an exception was
+            return {"num_rows": [0], "seconds": [0.0], "num_errors": [0], "failure": [str(error)]}
         rate = self.run.codec.input_sampling_rate
         return {
             "num_rows": [len(rows) for rows in done],
             "seconds": [sum(row.num_samples for row in rows) / rate for rows in done],
             "num_errors": [sum(row.error is not None for row in rows) for rows in done],
+            "failure": [""] * len(done),
         }
