@@ -12,10 +12,13 @@ from fsqcodec import CodecConfig, CodecModel
 from fsqcodec.models import convolution
 from fsqcodec.models.configuration_codec import PRESETS
 from fsqcodec.models.convolution import ClipNorm
+from fsqcodec.models.token_rates import TokenRates
 from small_configs import SMALL_CONFIGS, small_config, small_model
 
 OWN_FIELDS = list(CodecConfig.__annotations__)
-DERIVED = [name for name, value in vars(CodecConfig).items() if isinstance(value, property)]
+DERIVED = [
+    name for owner in (TokenRates, CodecConfig) for name, value in vars(owner).items() if isinstance(value, property)
+]
 InvalidConfig = (ValueError, StrictDataclassClassValidationError)
 
 PRESET_TABLE = [  # name, sampling_rate, tokens per second, codebook_size, bit/s

@@ -6,6 +6,8 @@ from typing import Literal
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from .token_rates import TokenRates
+
 TREND_KERNEL_SIZES = (1, 5, 11, 21, 45)  # of the encoder's first block, samples
 ENHANCE_KERNEL_SIZES = (1, 3, 5, 9)  # of the decoder's enhance blocks, steps of their rate
 TREND_CHANNELS = 4  # of each trend in the first block
@@ -32,7 +34,7 @@ TAIL_CONTEXT = TAIL_KERNEL_SIZE // 2 * (sum(TAIL_DILATIONS) + 1)
 
 
 @strict
-class CodecConfig(PreTrainedConfig):
+class CodecConfig(TokenRates, PreTrainedConfig):
     r"""
     Configuration of [`CodecModel`]: L3AC and SQCodec (https://arxiv.org/abs/2504.04949) are two settings of it, codecs
     that work on frames are a third.
@@ -190,31 +192,6 @@ class CodecConfig(PreTrainedConfig):
     def hop_length(self) -> int:
         """Samples of one frame."""
         return math.prod(self.downsampling_ratios) * self.transformer_downsampling_ratio
-
-    @property
-    def frame_rate(self) -> float:
-        """Frames (tokens) per second, Hz, not rounded."""
-        return self.sampling_rate / self.hop_length
-
-    @property
-    def num_codebooks(self) -> int:
-        """Token streams: one."""
-        return 1
-
-    @property
-    def codebook_size(self) -> int:
-        """Number of distinct tokens."""
-        return math.prod(self.quantization_levels)
-
-    @property
-    def bits_per_frame(self) -> float:
-        """Information of one frame, bits."""
-        return self.num_codebooks * math.log2(self.codebook_size)
-
-    @property
-    def bitrate(self) -> float:
-        """Bits per second."""
-        return self.frame_rate * self.bits_per_frame
 
     @property
     def padding_multiple(self) -> int:

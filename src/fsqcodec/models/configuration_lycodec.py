@@ -1,11 +1,10 @@
 """LycodecConfig: the architecture of Lycodec in numbers, rates derived from them, presets."""
 
-import math
-
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 from .configuration_codec import KNOWN_EXTRAS
+from .token_rates import TokenRates
 
 NORM_GROUPS = 8  # of every group norm
 LAST_UPSAMPLING_CHANNELS = 64
@@ -13,7 +12,7 @@ BOUNDARIES = ("original", "exact")
 
 
 @strict
-class LycodecConfig(PreTrainedConfig):
+class LycodecConfig(TokenRates, PreTrainedConfig):
     r"""
     Configuration of [`LycodecModel`] (https://github.com/mini-kio/Lycodec at commit 8040de3): stereo audio in crops of
     1.5 s, each of them 18 frames of 256 numbers with 11 levels.
@@ -170,29 +169,9 @@ class LycodecConfig(PreTrainedConfig):
         return self.crop_length // self.frames_per_crop
 
     @property
-    def frame_rate(self) -> float:
-        """Frames per second, Hz, not rounded."""
-        return self.sampling_rate / self.hop_length
-
-    @property
     def num_codebooks(self) -> int:
         """Code streams, one for each latent dimension."""
         return self.latent_dim
-
-    @property
-    def codebook_size(self) -> int:
-        """Number of distinct codes in each stream."""
-        return math.prod(self.quantization_levels)
-
-    @property
-    def bits_per_frame(self) -> float:
-        """Information of one frame, bits."""
-        return self.num_codebooks * math.log2(self.codebook_size)
-
-    @property
-    def bitrate(self) -> float:
-        """Bits per second."""
-        return self.frame_rate * self.bits_per_frame
 
     @property
     def stft_bins(self) -> int:

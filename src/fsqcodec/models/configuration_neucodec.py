@@ -1,11 +1,11 @@
 """FsqNeuCodecConfig: Transformers' NeuCodecConfig with its rates, under a model_type of our own."""
 
-import math
-
 from transformers.models.neucodec.configuration_neucodec import NeuCodecConfig
 
+from .token_rates import TokenRates
 
-class NeuCodecRates:
+
+class NeuCodecRates(TokenRates):
     """What follows from the fields of a NeuCodec: to be inherited before `NeuCodecConfig`."""
 
     @property
@@ -17,26 +17,6 @@ class NeuCodecRates:
     def frame_rate(self) -> float:
         """Frames (tokens) per second, Hz, not rounded."""
         return self.input_sampling_rate / self.encoder_hop_length
-
-    @property
-    def num_codebooks(self) -> int:
-        """Token streams: one."""
-        return 1
-
-    @property
-    def codebook_size(self) -> int:
-        """Number of distinct tokens."""
-        return math.prod(self.quantization_levels)
-
-    @property
-    def bits_per_frame(self) -> float:
-        """Information of one frame, bits."""
-        return self.num_codebooks * math.log2(self.codebook_size)
-
-    @property
-    def bitrate(self) -> float:
-        """Bits per second."""
-        return self.frame_rate * self.bits_per_frame
 
 
 class FsqNeuCodecConfig(NeuCodecRates, NeuCodecConfig):
