@@ -44,7 +44,7 @@ def tile_bias(bias: torch.Tensor, tile_size: int) -> torch.Tensor:
     num_distances = bias.shape[-1]
     by_lag = F.pad(F.pad(bias, (tile_size - 1, 0), value=-math.inf), (0, tile_size))
     rows = by_lag.flip(-1).unfold(-1, num_distances + tile_size, 1)
-    return rows.flip(-2)
+    return rows.index_select(-2, torch.arange(tile_size - 1, -1, -1, device=bias.device))
 
 
 class LocalAttention(nn.Module):
