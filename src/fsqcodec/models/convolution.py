@@ -25,7 +25,7 @@ from .configuration_codec import (
 from .padding import ceil_divide, zero_padding
 from .precision import at_least_float32
 
-TILE_SIZE = 2**17  # numbers that a layer holds for a tile: 512 KiB in float32, which fits a second-level cache
+TILE_BYTES = 2**19  # that a layer holds for a tile: they fit a second-level cache
 SHORTEST_TILE = 256  # steps: matrix products of fewer rows take longer for each
 
 
@@ -40,7 +40,7 @@ def in_tiles(function, inputs: tuple, inner_size: int, context: int = 0, margin:
     """
     batch_size, num_steps = inputs[0].shape[:2]
     first, last = margin, num_steps - margin
-    most_steps = max(SHORTEST_TILE, TILE_SIZE // inner_size)
+    most_steps = max(SHORTEST_TILE, TILE_BYTES // (inner_size * inputs[0].element_size()))
     in_whole = torch.is_grad_enabled() or inputs[0].device.type != "cpu" or torch.compiler.is_compiling()
     if in_whole or batch_size * num_steps <= most_steps:
         return function(*inputs, slice(first, last))
