@@ -12,6 +12,7 @@ Multiply-accumulates are counted by `fsqcodec.counting`; what the machine can do
 1024, timed in every turn.
 """
 
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -50,6 +51,7 @@ def main(
             compare_batch(name, config, turns, device)
         else:
             compare_codecs(name, config, turns, peers, device)
+        print(f"load average of the last minute: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores", flush=True)
 
 
 def compare_codecs(name: str, config: CodecConfig, turns: int, peers: bool, device: str):

@@ -13,7 +13,7 @@ from small_configs import SMALL_CONFIGS, small_model, speech_like_clip
 @pytest.fixture
 def short_tiles(monkeypatch):
     """A few steps each: small models then work in many of them."""
-    monkeypatch.setattr(convolution, "TILE_SIZE", 100)
+    monkeypatch.setattr(convolution, "TILE_BYTES", 400)
     monkeypatch.setattr(convolution, "SHORTEST_TILE", 3)
 
 
@@ -44,12 +44,21 @@ def test_tiles_give_what_the_whole_gives(batch_size, num_steps, context, margin,
         return smooth_and_repeat(x, mask, inside)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(convolution, "TILE_SIZE", 100)
+        patch.setattr(convolution, "TILE_BYTES", 400)
         patch.setattr(convolution, "SHORTEST_TILE", 2)
         with torch.no_grad():
             tiled = in_tiles(recorded, (x, mask), inner_size, context, margin)
     assert torch.equal(tiled, smooth_and_repeat(x, mask, slice(margin, num_steps - margin)))
     assert max(sizes) <= max(2, 100 // inner_size)
+
+
+def test_tiles_may_be_written_over_an_input(short_tiles):
+    x, y = torch.randn(2, 2, 50, 3).unbind()
+    expected = x[:, 2:-2] + 2 * y[:, 2:-2]
+    with torch.no_grad():
+        result = in_tiles(lambda x, y, inside: x[:, inside] + 2 * y[:, inside], (x, y), 10, 0, 2, output=y[:, 2:-2])
+    assert torch.equal(result, expected)
+    assert torch.equal(y[:, 2:-2], expected)
 
 
 @pytest.mark.parametrize("name", SMALL_CONFIGS)

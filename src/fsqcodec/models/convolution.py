@@ -25,27 +25,27 @@ from .configuration_codec import (
 from .padding import ceil_divide, zero_padding
 from .precision import at_least_float32
 
-TILE_SIZE = 2**17  # numbers that a layer holds for a tile: 512 KiB in float32, which fits a second-level cache
+TILE_BYTES = 2**19  # that a layer holds for a tile: they fit a second-level cache
 SHORTEST_TILE = 256  # steps: matrix products of fewer rows take longer for each
 
 
-def in_tiles(function, inputs: tuple, inner_size: int, context: int = 0, margin: int = 0) -> torch.Tensor:
+def in_tiles(function, inputs: tuple, inner_size: int, context: int = 0, margin: int = 0, output=None) -> torch.Tensor:
     """`function(*inputs, inside)`, a tile of steps at a time where no gradient is needed, so that what it computes on
     the way stays in the processor's cache.
 
     `inputs` are `(batch, num_steps, ...)` or `None`. `function` returns what becomes of the steps `inside`, a slice of
     those it is given, one step or more for each. It looks at `context` steps around them, and holds `inner_size`
-    numbers for each. `margin` steps at both ends of the inputs are only looked at.
+    numbers for each. `margin` steps at both ends of the inputs are only looked at. Tiles may be written to `output`,
+    without `context` one of the inputs too: memory in use is faster than memory that is new.
     """
     batch_size, num_steps = inputs[0].shape[:2]
     first, last = margin, num_steps - margin
-    most_steps = max(SHORTEST_TILE, TILE_SIZE // inner_size)
+    most_steps = max(SHORTEST_TILE, TILE_BYTES // (inner_size * inputs[0].element_size()))
     in_whole = torch.is_grad_enabled() or inputs[0].device.type != "cpu" or torch.compiler.is_compiling()
     if in_whole or batch_size * num_steps <= most_steps:
         return function(*inputs, slice(first, last))
     tile_steps = ceil_divide(last - first, ceil_divide(last - first, most_steps))  # as even as they can be
     tile_clips = max(1, most_steps // num_steps)
-    output = None
     for clip in range(0, batch_size, tile_clips):
         clips = slice(clip, clip + tile_clips)
         for start in range(first, last, tile_steps):
@@ -143,7 +143,7 @@ class TrendStem(nn.Module):
         row_mask = None if mask is None else mask.transpose(1, 2)
         row = signal.transpose(1, 2)
         rows = torch.cat([trend_pool(row, kernel_size, row_mask) for kernel_size in TREND_KERNEL_SIZES], dim=1)
-        trends = self.trends(rows.transpose(1, 2))
+        trends = self.trends(rows.transpose(1, 2).contiguous())
         return in_tiles(self._mix, (signal, trends), self.expand.out_features), mask
 
     def _mix(self, signal: torch.Tensor, trends: torch.Tensor, inside: slice) -> torch.Tensor:
@@ -313,7 +313,8 @@ class ConvUnit(GradientCheckpointingLayer):
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None, margin: int = 0) -> torch.Tensor:
         """`(batch, num_steps, channels)` to the same shape, without the `margin` steps at both ends."""
         y = self.depthwise(zero_padding(x, mask))
-        return in_tiles(self._add_mlp, (x, y), self.expand.out_features, margin=margin)
+        inside = y[:, margin : y.shape[1] - margin]
+        return in_tiles(self._add_mlp, (x, y), self.expand.out_features, margin=margin, output=inside)
 
     def _add_mlp(self, x: torch.Tensor, y: torch.Tensor, inside: slice) -> torch.Tensor:
         return x[:, inside] + self._mix(y[:, inside])

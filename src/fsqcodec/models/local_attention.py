@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .convolution import DownsamplingConv1d, upsample_linear
+from .convolution import DownsamplingConv1d, in_tiles, upsample_linear
 from .padding import ceil_divide
 from .precision import Float32Linear
 
@@ -44,7 +44,7 @@ def tile_bias(bias: torch.Tensor, tile_size: int) -> torch.Tensor:
     num_distances = bias.shape[-1]
     by_lag = F.pad(F.pad(bias, (tile_size - 1, 0), value=-math.inf), (0, tile_size))
     rows = by_lag.flip(-1).unfold(-1, num_distances + tile_size, 1)
-    return rows.flip(-2)
+    return rows.index_select(-2, torch.arange(tile_size - 1, -1, -1, device=bias.device))
 
 
 class LocalAttention(nn.Module):
@@ -164,6 +164,10 @@ class LocalTransformerLayer(GradientCheckpointingLayer):
 
     def add_mlp(self, x: torch.Tensor) -> torch.Tensor:
         """`(B, T, hidden_size)` to the same shape: what follows attention."""
+        return in_tiles(self._add_mlp, (x,), self.up_and_gate.out_features)
+
+    def _add_mlp(self, x: torch.Tensor, inside: slice) -> torch.Tensor:
+        x = x[:, inside]
         up, gate = self.up_and_gate(self.mlp_norm(x)).chunk(2, dim=-1)
         return x + self.down(up * F.gelu(gate))
 
