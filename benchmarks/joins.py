@@ -1,0 +1,89 @@
+"""Do Lycodec's crops click where they meet? Streams of music, crop after crop and with overlap, looked at around joins.
+
+    python benchmarks/joins.py ../runs/lycodec ../shared/audio/manifest.jsonl:music_48k_stereo/
+
+The first argument is a run of benchmarks/lycodec_training.py, whose untrained and trained models are measured on the
+clips that it holds out. Each clip goes through a `StreamingEncoder` and a `StreamingDecoder` six times, beginning a
+sixth of a crop later each time, and both channels count. Joins are where a crop ends without overlap; "elsewhere" is a
+third of a crop later, where no crop begins or ends in any stream. Two measures, medians and the share of clicks:
+
+- jump: the step between the two samples at the place, by the root mean square of the steps within 50 ms of it
+- high band: power above a quarter of the sampling rate within 2 ms of the place, to that within 50 ms, dB
+
+A click is a place where a measure is above 99 % of those elsewhere in the same audio.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from lycodec_training import HELD_OUT, read
+from scipy.signal import butter, sosfiltfilt
+
+from fsqcodec import LycodecModel, StreamingDecoder, StreamingEncoder
+from fsqcodec.codecs import load_codec
+from fsqcodec.data import find_clips
+
+NUM_STARTS = 6
+NEAR_SECONDS, AROUND_SECONDS = 0.002, 0.05
+CLICK_PERCENTILE = 99
+FLOOR = 1e-12  # of power, for silence
+
+
+def main():
+    run, music = Path(sys.argv[1]), sys.argv[2]
+    torch.set_num_threads(1)
+    clips = find_clips([f"{music}{name}" for name in HELD_OUT])
+    codecs = {
+        name: load_codec(run / folder, "cpu") for name, folder in (("untrained", "untrained"), ("trained", "last"))
+    }
+    config = codecs["trained"].model.config
+    starts = [k * config.crop_length // NUM_STARTS for k in range(NUM_STARTS)]
+    pieces = [read(clip, codecs["trained"])[:, start:] for clip in clips for start in starts]
+    rows = {"the clips": pieces}
+    for name, codec in codecs.items():
+        for overlap in (False, True):
+            label = f"{name}, {'overlap' if overlap else 'joined'}"
+            rows[label] = [stream(codec.model, piece, overlap) for piece in pieces]
+    print(f"{'':24}{'jump':>9}{'elsewhere':>11}{'clicks':>9}{'high band':>13}{'elsewhere':>12}{'clicks':>9}")
+    for label, audio in rows.items():
+        text = ""
+        for number, unit in ((0, ""), (1, " dB")):
+            joins, others = (measures(audio, config, offset)[number] for offset in (0, config.crop_length // 3))
+            share = (joins > np.percentile(others, CLICK_PERCENTILE)).mean()
+            text += f"{np.median(joins):9.2f}{unit}{np.median(others):11.2f}{unit}{share:9.1%}"
+        print(f"{label:24}{text}")
+    print(f"{len(joins)} joins, in two channels each counted")
+
+
+@torch.inference_mode()
+def stream(model: LycodecModel, audio: np.ndarray, overlap: bool) -> np.ndarray:
+    """Audio `(2, num_samples)` through both streams, in chunks of 0.2 s."""
+    encoder, decoder = StreamingEncoder(model, overlap=overlap), StreamingDecoder(model, overlap=overlap)
+    chunks = torch.from_numpy(audio).float().split(model.config.sampling_rate // 5, dim=-1)
+    codes = [encoder.push(chunk) for chunk in chunks] + [encoder.flush()]
+    decoded = [decoder.push(piece) for piece in codes] + [decoder.flush()]
+    return torch.cat(decoded, dim=-1)[0, :, : audio.shape[-1]].numpy()
+
+
+def measures(pieces: list[np.ndarray], config, offset: int) -> tuple[np.ndarray, np.ndarray]:
+    """Jump and high band, dB, at `offset` after every join of every channel."""
+    near, around = (round(seconds * config.sampling_rate) for seconds in (NEAR_SECONDS, AROUND_SECONDS))
+    high_pass = butter(6, 0.5, "highpass", output="sos")
+    jumps, high_bands = [], []
+    for channel in (channel for piece in pieces for channel in piece.astype(np.float64)):
+        steps, power = np.diff(channel), np.square(sosfiltfilt(high_pass, channel)) + FLOOR
+        for place in range(config.crop_length + offset, len(channel) - around, config.crop_length):
+            jumps.append(abs(steps[place - 1]) / _rms(steps[place - around : place + around]))
+            ratio = power[place - near : place + near].mean() / power[place - around : place + around].mean()
+            high_bands.append(10 * np.log10(ratio))
+    return np.array(jumps), np.array(high_bands)
+
+
+def _rms(x: np.ndarray) -> float:
+    return np.sqrt(np.square(x).mean() + FLOOR)
+
+
+if __name__ == "__main__":
+    main()
