@@ -3,9 +3,9 @@
     python benchmarks/joins.py ../runs/lycodec ../shared/audio/manifest.jsonl:music_48k_stereo/
 
 The first argument is a run of benchmarks/lycodec_training.py, whose untrained and trained models are measured on the
-clips that it holds out. Each clip goes through a `StreamingEncoder` and a `StreamingDecoder` twice, the second time from
-half a crop on, and both channels count. Joins are where a crop ends without overlap; "elsewhere" is a third of a crop
-later, where no crop begins or ends in any stream. Two measures, medians and the share of clicks:
+clips that it holds out. Each clip goes through a `StreamingEncoder` and a `StreamingDecoder` twice, the second time
+from half a crop on, and both channels count. Joins are where a crop ends without overlap; "elsewhere" is a third of a
+crop later, where no crop begins or ends in any stream. Two measures, medians and the share of clicks:
 
 - jump: the step between the two samples at the place, by the root mean square of the steps within 50 ms of it
 - high band: power above a quarter of the sampling rate within 2 ms of the place, to that within 50 ms, dB
