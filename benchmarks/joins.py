@@ -3,9 +3,9 @@
     python benchmarks/joins.py ../runs/lycodec ../shared/audio/manifest.jsonl:music_48k_stereo/
 
 The first argument is a run of benchmarks/lycodec_training.py, whose untrained and trained models are measured on the
-clips that it holds out. Each clip goes through a `StreamingEncoder` and a `StreamingDecoder` twice, the second time
-from half a crop on, and both channels count. Joins are where a crop ends without overlap; "elsewhere" is a third of a
-crop later, where no crop begins or ends in any stream. Two measures, medians and the share of clicks:
+clips that it holds out. Each clip goes through a `StreamingEncoder` and a `StreamingDecoder` four times, beginning a
+quarter of a crop later each time, and both channels count. Joins are where a crop ends without overlap; "elsewhere" is
+at eight places of each crop, tenths of it, but where crops begin with overlap. Medians of two measures, and clicks:
 
 - jump: the step between the two samples at the place, by the root mean square of the steps within 50 ms of it
 - high band: power above a quarter of the sampling rate within 2 ms of the place, to that within 50 ms, dB
@@ -25,7 +25,8 @@ from fsqcodec import LycodecModel, StreamingDecoder, StreamingEncoder
 from fsqcodec.codecs import load_codec
 from fsqcodec.data import find_clips
 
-NUM_STARTS = 2
+NUM_STARTS = 4
+ELSEWHERE = (0.1, 0.2, 0.3, 0.4, 0.6, 0.7, 0.8, 0.9)  # of a crop, after joins
 NEAR_SECONDS, AROUND_SECONDS = 0.002, 0.05
 CLICK_PERCENTILE = 99
 FLOOR = 1e-12  # of power, for silence
@@ -50,11 +51,11 @@ def main():
     for label, audio in rows.items():
         text = ""
         for number, unit in ((0, ""), (1, " dB")):
-            joins, others = (measures(audio, config, offset)[number] for offset in (0, config.crop_length // 3))
+            joins, others = (measures(audio, config, shares)[number] for shares in ((0,), ELSEWHERE))
             share = (joins > np.percentile(others, CLICK_PERCENTILE)).mean()
             text += f"{np.median(joins):9.2f}{unit}{np.median(others):11.2f}{unit}{share:9.1%}"
         print(f"{label:24}{text}")
-    print(f"{len(joins)} joins, in two channels each counted")
+    print(f"{len(joins)} joins, those of each channel counted")
 
 
 @torch.inference_mode()
@@ -67,14 +68,17 @@ def stream(model: LycodecModel, audio: np.ndarray, overlap: bool) -> np.ndarray:
     return torch.cat(decoded, dim=-1)[0, :, : audio.shape[-1]].numpy()
 
 
-def measures(pieces: list[np.ndarray], config, offset: int) -> tuple[np.ndarray, np.ndarray]:
-    """Jump and high band, dB, at `offset` after every join of every channel."""
-    near, around = (round(seconds * config.sampling_rate) for seconds in (NEAR_SECONDS, AROUND_SECONDS))
+def measures(pieces: list[np.ndarray], config, shares: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Jump and high band, dB, these shares of a crop after every join of every channel."""
+    near, around = (round(seconds * config.sampling_rate) for seconds in (ELSEWHERE = (0.1, 0.2, 0.3, 0.4, 0.6, 0.7, 0.8, 0.9)  # of a crop, after joins
+NEAR_SECONDS, AROUND_SECONDS))
     high_pass = butter(6, 0.5, "highpass", output="sos")
     jumps, high_bands = [], []
     for channel in (channel for piece in pieces for channel in piece.astype(np.float64)):
         steps, power = np.diff(channel), np.square(sosfiltfilt(high_pass, channel)) + FLOOR
-        for place in range(config.crop_length + offset, len(channel) - around, config.crop_length):
+        starts = np.arange(1, len(channel) // config.crop_length + 1)
+        places = np.rint((starts[:, None] + shares) * config.crop_length).astype(int).flatten()
+        for place in places[places < len(channel) - around]:
             jumps.append(abs(steps[place - 1]) / _rms(steps[place - around : place + around]))
             ratio = power[place - near : place + near].mean() / power[place - around : place + around].mean()
             high_bands.append(10 * np.log10(ratio))
