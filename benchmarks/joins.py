@@ -70,8 +70,7 @@ def stream(model: LycodecModel, audio: np.ndarray, overlap: bool) -> np.ndarray:
 
 def measures(pieces: list[np.ndarray], config, shares: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Jump and high band, dB, these shares of a crop after every join of every channel."""
-    near, around = (round(seconds * config.sampling_rate) for seconds in (ELSEWHERE = (0.1, 0.2, 0.3, 0.4, 0.6, 0.7, 0.8, 0.9)  # of a crop, after joins
-NEAR_SECONDS, AROUND_SECONDS))
+    near, around = (round(seconds * config.sampling_rate) for seconds in (NEAR_SECONDS, AROUND_SECONDS))
     high_pass = butter(6, 0.5, "highpass", output="sos")
     jumps, high_bands = [], []
     for channel in (channel for piece in pieces for channel in piece.astype(np.float64)):
