@@ -3,9 +3,10 @@
     python benchmarks/joins.py ../runs/lycodec ../shared/audio/manifest.jsonl:music_48k_stereo/
 
 The first argument is a run of benchmarks/lycodec_training.py, whose untrained and trained models are measured on the
-clips that it holds out. Each clip goes through a `StreamingEncoder` and a `StreamingDecoder` four times, beginning a
-quarter of a crop later each time, and both channels count. Joins are where a crop ends without overlap; "elsewhere" is
-at eight places of each crop, tenths of it, but where crops begin with overlap. Medians of two measures, and clicks:
+clips that it holds out. Each clip goes through a `StreamingEncoder` and a `StreamingDecoder` twice, the second time
+from half a crop on, and both channels count. Joins are where a crop ends without overlap; "elsewhere" is at eight
+places of each crop, about tenths of it, but where crops begin with overlap; columns of the spectrogram lie on all of
+these places, as decoded audio pulses with them. Medians of two measures, and clicks:
 
 - jump: the step between the two samples at the place, by the root mean square of the steps within 50 ms of it
 - high band: power above a quarter of the sampling rate within 2 ms of the place, to that within 50 ms, dB
@@ -25,7 +26,7 @@ from fsqcodec import LycodecModel, StreamingDecoder, StreamingEncoder
 from fsqcodec.codecs import load_codec
 from fsqcodec.data import find_clips
 
-NUM_STARTS = 4
+NUM_STARTS = 2
 ELSEWHERE = (0.1, 0.2, 0.3, 0.4, 0.6, 0.7, 0.8, 0.9)  # of a crop, after joins
 NEAR_SECONDS, AROUND_SECONDS = 0.002, 0.05
 CLICK_PERCENTILE = 99
@@ -76,7 +77,8 @@ def measures(pieces: list[np.ndarray], config, shares: tuple[float, ...]) -> tup
     for channel in (channel for piece in pieces for channel in piece.astype(np.float64)):
         steps, power = np.diff(channel), np.square(sosfiltfilt(high_pass, channel)) + FLOOR
         starts = np.arange(1, len(channel) // config.crop_length + 1)
-        places = np.rint((starts[:, None] + shares) * config.crop_length).astype(int).flatten()
+        columns = np.rint(np.array(shares) * config.crop_length / config.stft_hop_length).astype(int)
+        places = (starts[:, None] * config.crop_length + columns * config.stft_hop_length).flatten()
         for place in places[places < len(channel) - around]:
             jumps.append(abs(steps[place - 1]) / _rms(steps[place - around : place + around]))
             ratio = power[place - near : place + near].mean() / power[place - around : place + around].mean()
