@@ -3,7 +3,7 @@ r"""Does Lycodec's training learn? The recipe lycodec-quick on music, measured o
 Writes lycodec_training.json and lycodec_training.png; the run, which goes on where it stopped, is in --output.
 
     python benchmarks/lycodec_training.py ../shared/audio/manifest.jsonl:music_48k_stereo/ \
-        --steps 240 --output ../runs/lycodec
+        --output ../runs/lycodec
 
 The distance is `stft_distance` of the held-out clips as decoded, mean over channels, by the trained weights and by
 those that training began with, and that of each clip's own mean spectrum: the magnitudes' mean over time, and the
@@ -13,8 +13,6 @@ It is a proof that the trainer works, and says nothing about how good a Lycodec 
 
 import argparse
 import json
-import resource
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -36,14 +34,11 @@ WINDOW_LENGTH = 1024  # of `stft_distance`, samples; hop length a quarter
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("music", help="folder or manifest, whose held-out clips are found by their names")
-    parser.add_argument("--steps", type=int, help="instead of the recipe's")
     parser.add_argument("--output", type=Path, required=True, help="folder of the run")
     arguments = parser.parse_args()
 
     held_out = [f"{arguments.music}{name}" for name in HELD_OUT]
     recipe = load_recipe(recipe_path("lycodec-quick"), **{"data.train": [arguments.music], "data.evaluation": held_out})
-    if arguments.steps is not None:
-        recipe = replace(recipe, phases=tuple(replace(phase, steps=arguments.steps) for phase in recipe.phases))
     trainer = Trainer(recipe, arguments.output)
     trainer.validation.clips = clips = find_clips(held_out)
     untrained = arguments.output / "untrained"
@@ -53,7 +48,6 @@ def main():
     trainer.run()
 
     result = summary(arguments.output, clips)
-    result["processor_seconds_of_this_process"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_utime)
     (HERE / "lycodec_training.json").write_text(json.dumps(result, indent=1) + "\n")
     draw(arguments.output, result, HERE / "lycodec_training.png")
     print(json.dumps(result, indent=1))
@@ -63,7 +57,6 @@ def summary(run: Path, clips: list[Clip]) -> dict:
     """What the run did and the distances on the held-out clips."""
     trained, untrained = load_codec(run / "last", "cpu"), load_codec(run / "untrained", "cpu")
     lines = _lines(run / "log.jsonl")
-    tenth = max(1, len(lines) // 10)
     record = json.loads((run / "last" / "training.json").read_text())
     return {
         "steps": record["step"],
@@ -71,13 +64,7 @@ def summary(run: Path, clips: list[Clip]) -> dict:
         "minutes_of_audio": 60 * record["hours_of_audio"],
         "parameters": sum(parameter.numel() for parameter in trained.model.parameters()),
         "digit_bits": lines[-1]["digit_bits"],
-        **{
-            f"{name}_loss": {
-                "first_tenth": float(np.mean([line[name] for line in lines[:tenth]])),
-                "last_tenth": float(np.mean([line[name] for line in lines[-tenth:]])),
-            }
-            for name in ("stft", "consistency")
-        },
+        **{f"{name}_loss": _ends([line[name] for line in lines if name in line]) for name in ("stft", "consistency")},
         "stft_distance": {
             Path(clip.name).stem: {
                 "trained": decoded_distance(trained, clip),
@@ -87,6 +74,12 @@ def summary(run: Path, clips: list[Clip]) -> dict:
             for clip in clips
         },
     }
+
+
+def _ends(values: list[float]) -> dict[str, float]:
+    """Means of the first and the last quarter."""
+    quarter = max(1, len(values) // 4)
+    return {"first_quarter": float(np.mean(values[:quarter])), "last_quarter": float(np.mean(values[-quarter:]))}
 
 
 def decoded_distance(codec: Codec, clip: Clip) -> float:
@@ -132,7 +125,8 @@ def draw(run: Path, result: dict, path: Path):
             axes.set(title="STFT distance, held-out clips", xlabel="minutes", ylim=(0, None))
             axes.legend()
         else:
-            axes.plot([line["step"] for line in log], [line[name] for line in log], linewidth=0.8)
+            shown = [line for line in log if name in line]
+            axes.plot([line["step"] for line in shown], [line[name] for line in shown], linewidth=0.8)
             axes.set(title=f"{name} loss, weighted", xlabel="steps")
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=100)

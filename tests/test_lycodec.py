@@ -168,6 +168,22 @@ def test_decode_refuses_what_it_cannot_decode(model):
             model.decode(**arguments)
 
 
+def test_compressed_spectrograms_keep_phases_and_come_back():
+    """Silence and what is below the least magnitude too, with gradients that are finite."""
+    plain, compressed = small_lycodec().spectrogram, small_lycodec(spectrogram_exponent=0.3).spectrogram
+    crops = stereo_clip(3 * CROP).unflatten(1, (3, CROP)).transpose(0, 1).contiguous()
+    crops[1] *= 1e-7
+    crops[2] = 0
+    spectra, raised = (torch.complex(*each(crops).unflatten(1, (2, 2)).unbind(2)) for each in (plain, compressed))
+    torch.testing.assert_close(raised[0], spectra[0] * spectra[0].abs().clamp(min=1e-5) ** -0.7, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(raised[1], spectra[1] * 1e-5**-0.7, rtol=1e-4, atol=1e-6)
+    estimate = compressed(crops).requires_grad_()
+    decoded = compressed.inverse(estimate)
+    assert (decoded - crops)[0].abs().max() < 1e-6 and (decoded - crops)[1:].abs().max() < 1e-13
+    decoded.square().sum().backward()
+    assert estimate.grad.isfinite().all()
+
+
 def test_gradients_reach_every_parameter_that_codes_depend_on():
     model = small_lycodec()
     clip = stereo_clip(CROP)[None]
@@ -218,6 +234,8 @@ def test_presets_have_the_originals_sizes():
         ({"encoder_channels": (64, 128)}, "four multiples of 8"),
         ({"num_heads": 7}, "hidden_size is 512: it must be a multiple of num_heads, 7"),
         ({"stft_hop_length": 4096}, "stft_size is 2048"),
+        ({"spectrogram_exponent": 1.5}, "spectrogram_exponent is 1.5: 1 at most is wanted"),
+        ({"spectrogram_exponent": 0.0}, "spectrogram_exponent is 0.0: it must be above 0"),
     ],
 )
 def test_configuration_refuses_contradictions(fields, message):

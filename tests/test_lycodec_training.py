@@ -21,8 +21,10 @@ from fsqcodec.training.lycodec_training import (
     LycodecStep,
     consistency_loss,
     draw_noise_levels,
+    rescale_outputs,
 )
 from fsqcodec.training.perceptual import TokenAlignment
+from fsqcodec.training.quantization import most_even_gain
 from fsqcodec.training.recipe import load_recipe
 from fsqcodec.training.trainer import Trainer
 from lycodec_models import SMALL, small_lycodec, stereo_clip
@@ -121,9 +123,9 @@ def test_a_step_trains_everything_that_sounds_and_leaves_the_teacher_alone():
     for quantizes in (True, False):
         codec.zero_grad()
         torch.manual_seed(0)
-        values, digits = step(audio, mask, quantizes, ("consistency", "stft"))
+        values, latents = step(audio, mask, quantizes, ("consistency", "stft"))
         assert values.keys() == {"consistency", "stft"} and values["stft"].shape == (3,)
-        assert torch.equal(digits, codec.quantizer.round(codec.encoder(codec.spectrogram(audio))))
+        assert torch.equal(latents, codec.encoder(codec.spectrogram(audio)))
         sum(value.sum() for value in values.values()).backward()
         silent = {"quantizer.residual_mlp.fc1.weight"}  # the residual is 0: codes hold none
         silent |= {name for name, _ in codec.named_parameters() if name.endswith("k_proj.bias")}  # of no effect
@@ -156,6 +158,45 @@ def test_layers_that_are_computed_again_give_the_same_gradients():
     assert kept_checkpointed < 0.7 * kept
     for one, other in zip(whole, again):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "boundary, parts, is_rescaled",
+    [
+        ("exact", ["encoder", "decoder"], True),
+        ("exact", ["decoder"], False),
+        ("original", ["encoder", "decoder"], False),
+    ],
+)
+def test_latents_of_a_new_model_get_the_deviation_at_which_digits_vary(
+    workplace, tmp_path, boundary, parts, is_rescaled
+):
+    """Those of an original model, and of an encoder that is not trained, are left as they are."""
+    codec = small_lycodec(boundary=boundary, noise_level=80.0)
+    with torch.no_grad():
+        codec.encoder.output_proj.weight.mul_(1e-3)  # latents that hardly differ from frame to frame
+        codec.encoder.output_proj.bias.fill_(0.3)
+    codec.save_pretrained(tmp_path / "model")
+    LycodecFeatureExtractor().save_pretrained(tmp_path / "model")
+    trainer = Trainer(recipe_of(workplace, model={"folder": str(tmp_path / "model"), "parts": parts}), tmp_path / "run")
+    for batch, _ in zip(trainer.accelerator_batches(), range(4)):
+        trainer.train_step(batch)
+        trainer.step += 1
+    with torch.no_grad():
+        latents = trainer.codec.encoder(trainer.codec.spectrogram(batch["input_values"])).flatten(0, 1)
+    share = latents.std(dim=0) / most_even_gain(11)
+    assert (share > 0.4).all() and (share < 2).all() if is_rescaled else (share < 0.05).all()
+
+
+def test_rescaled_outputs_have_the_wanted_moments():
+    torch.manual_seed(0)
+    linear, x = torch.nn.Linear(5, 3), 2 + torch.randn(1000, 5)
+    with torch.no_grad():
+        before = linear(x)
+        rescale_outputs(linear, before.mean(dim=0), before.square().mean(dim=0), 0.7)
+        after = linear(x)
+    torch.testing.assert_close(after.mean(dim=0), torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(after.std(dim=0, correction=0), torch.full((3,), 0.7), atol=1e-4, rtol=0)
 
 
 @pytest.mark.slow

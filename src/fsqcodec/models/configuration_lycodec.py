@@ -30,6 +30,8 @@ class LycodecConfig(TokenRates, PreTrainedConfig):
         stft_size (`int`): of the Fourier transform, samples; even.
         stft_hop_length (`int`): samples between two columns of the spectrogram.
         stft_window_length (`int`): samples of the Hann window, `stft_size` at most.
+        spectrogram_exponent (`float`): encoder and decoder work on spectrograms whose magnitudes are raised to it, in
+            (0, 1]; 1 for the original's checkpoints.
         encoder_channels (`list[int]`): of the encoder's four convolution blocks, multiples of 8.
         hidden_size (`int`): width of the encoder's transformer, even.
         num_layers (`int`): of the encoder's transformer.
@@ -60,6 +62,7 @@ class LycodecConfig(TokenRates, PreTrainedConfig):
         "stft_size",
         "stft_hop_length",
         "stft_window_length",
+        "spectrogram_exponent",
         "num_heads",
         "attention_chunk_size",
         "use_rotary_embedding",
@@ -73,6 +76,7 @@ class LycodecConfig(TokenRates, PreTrainedConfig):
     stft_size: int = 2048
     stft_hop_length: int = 640
     stft_window_length: int = 2048
+    spectrogram_exponent: float = 1.0
     encoder_channels: list[int] | tuple[int, ...] = (64, 128, 256, 512)
     hidden_size: int = 512
     num_layers: int = 8
@@ -135,6 +139,8 @@ class LycodecConfig(TokenRates, PreTrainedConfig):
                 f"stft_size is {self.stft_size}, stft_window_length {self.stft_window_length} and stft_hop_length "
                 f"{self.stft_hop_length}: they must not grow in this order, and stft_size must be even"
             )
+        if self.spectrogram_exponent > 1:
+            raise ValueError(f"spectrogram_exponent is {self.spectrogram_exponent}: 1 at most is wanted")
         if self.crop_length <= self.stft_size // 2:
             raise ValueError(f"crop_length is {self.crop_length}: it must exceed half of stft_size, {self.stft_size}")
         if len(self.encoder_channels) != 4 or any(channels % NORM_GROUPS for channels in self.encoder_channels):

@@ -19,6 +19,7 @@ from ..models.precision import at_least_float32
 from .losses import convergence_stft_loss
 from .perceptual import TokenAlignment
 from .precision import run_in_bf16
+from .quantization import most_even_gain
 from .recipe import Phase, Recipe
 
 HIGHEST_NOISE_LEVEL = 80.0
@@ -27,10 +28,17 @@ LARGEST_STEP = 0.2  # from one level to the next, of it
 HUBER_CONSTANT = 0.00054
 STFT_SIZES = tuple((size, size // 4, size) for size in (512, 1024, 2048, 4096))  # FFT, hop and window, samples
 LEAST_DIGIT_SHARE = 0.1  # of log2(levels) that the digits must carry on average
+MOMENTUM = 0.1  # of the last batch in the latents' running moments
+LEAST_VARIANCE = 1e-8  # of latents
 
 
 class LycodecTraining:
     """As `CodecTraining`, for Lycodec. Crops are those that the codec codes apart from each other.
+
+    From random weights the latents hardly differ from frame to frame, so their digits are constant, and where they grow
+    the bound has no gradient. So in a new model, one with the boundary "exact", the encoder's last layer is rescaled
+    before each step: over the last batches every latent has the mean 0 and the deviation at which its levels are used
+    most evenly. It is a linear layer before and after.
 
     Losses are "consistency" (`consistency_loss`), "stft" (of audio decoded from `config.noise_level`, in four
     resolutions) and "alignment" (`TokenAlignment`).
@@ -55,10 +63,13 @@ class LycodecTraining:
             alignment = TokenAlignment(recipe.perceptual_model, config.latent_dim, config.sampling_rate)
         self.module = LycodecStep(codec, average, alignment)
         self._code_counts = torch.zeros(config.num_codebooks, config.codebook_size, device=accelerator.device)
+        self._rescales = config.boundary == "exact" and "encoder" in recipe.model.parts
+        self._deviation = most_even_gain(config.codebook_size)
+        self._moments: torch.Tensor | None = None  # of the latents, (2, latent_dim): means and means of squares
 
     @staticmethod
     def prepare(codec: LycodecModel, recipe: Recipe):
-        """Nothing: its quantizer has no parameters and no statistics."""
+        """Nothing: no module takes another's place."""
 
     def run_in_bf16(self):
         """The encoder and the decoder's network; transforms, scales and the heads of the bands don't."""
@@ -66,18 +77,28 @@ class LycodecTraining:
         run_in_bf16(self.codec.decoder.network)
 
     def start_step(self, step: int, phase: Phase):
-        """Draw whether the quantizer is left out of this step, the same in all processes."""
+        """Rescale the latents, and draw whether the quantizer is left out of this step, the same in all processes."""
         generator = torch.Generator().manual_seed(hash((self.recipe.seed, step)) % 2**63)
         self._quantizes = torch.rand((), generator=generator).item() >= phase.quantizer_dropout
         self._wanted = tuple(phase.losses)
+        if self._moments is not None:
+            means, mean_squares = self._moments
+            rescale_outputs(self.codec.encoder.output_proj, means, mean_squares, self._deviation)
+            self._moments = torch.stack([torch.zeros_like(means), torch.full_like(means, self._deviation**2)])
 
     def loss_functions(
         self, module: nn.Module, batch: dict, num_valid: torch.Tensor, is_last: bool
     ) -> dict[str, Callable[[], torch.Tensor]]:
         """As `CodecTraining.loss_functions`."""
-        values, digits = module(batch["input_values"], batch["padding_mask"], self._quantizes, self._wanted)
+        values, latents = module(batch["input_values"], batch["padding_mask"], self._quantizes, self._wanted)
+        digits = self.codec.quantizer.round(latents)
         is_level = digits.flatten(0, 1).T[..., None] == torch.arange(self._code_counts.shape[1], device=digits.device)
         self._code_counts += is_level.sum(dim=1)
+        if self._rescales:
+            latents = at_least_float32(latents.flatten(0, 1))
+            moments = torch.stack([latents.mean(dim=0), latents.square().mean(dim=0)])
+            moments = self.accelerator.reduce(moments, reduction="mean")
+            self._moments = moments if self._moments is None else self._moments.lerp(moments, MOMENTUM)
         return {name: lambda value=value: value for name, value in values.items()}
 
     def log_facts(self) -> dict[str, float]:
@@ -95,15 +116,16 @@ class LycodecTraining:
             )
 
     def finish_average(self, batches: Callable[[], Iterable[dict[str, torch.Tensor]]]):
-        """Nothing: there are no statistics."""
+        """Nothing: the average of rescaled layers is taken as it is."""
 
     def state_dict(self) -> dict:
         """As `CodecTraining.state_dict`."""
-        return {"code_counts": self._code_counts}
+        return {"code_counts": self._code_counts, "latent_moments": self._moments}
 
     def load_state_dict(self, state: dict):
         """As `CodecTraining.load_state_dict`."""
         self._code_counts.copy_(state["code_counts"])
+        self._moments = state["latent_moments"]
 
     def _digit_bits(self) -> float:
         counts = self.accelerator.reduce(self._code_counts.double(), reduction="sum")
@@ -112,7 +134,7 @@ class LycodecTraining:
 
 
 class LycodecStep(nn.Module):
-    """All that a step computes of crops, in one call: losses by name, `(batch,)` each, and digits.
+    """All that a step computes of crops, in one call: losses by name, `(batch,)` each, and latents.
 
     The teacher is no part of the module. It decodes the same features as the codec.
     """
@@ -126,12 +148,13 @@ class LycodecStep(nn.Module):
     def forward(
         self, input_values: torch.Tensor, padding_mask: torch.Tensor, quantizes: bool, wanted: tuple[str, ...]
     ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        """Float `(batch, 2, crop_length)` and `(batch, crop_length)` to the wanted losses, and digits
-        `(batch, frames_per_crop, latent_dim)`. Without `quantizes` the decoder gets the bounded latents unrounded."""
+        """Float `(batch, 2, crop_length)` and `(batch, crop_length)` to the wanted losses, and latents `(batch,
+        frames_per_crop, latent_dim)` without a gradient. Without `quantizes` the decoder gets the bounded latents
+        unrounded."""
         codec, quantizer = self.codec, self.codec.quantizer
         clean = codec.spectrogram(input_values)
         latents = codec.encoder(clean)
-        features, digits = quantizer(latents)
+        features, _ = quantizer(latents)
         if not quantizes:
             features = quantizer.values_to_features(torch.tanh(at_least_float32(latents)))
         values = {}
@@ -141,7 +164,7 @@ class LycodecStep(nn.Module):
             values["stft"] = self._stft(input_values, clean, features, padding_mask)
         if "alignment" in wanted:
             values["alignment"] = self.alignment(input_values, features)
-        return values, digits
+        return values, latents.detach()
 
     def _consistency(self, clean: torch.Tensor, features: torch.Tensor, padding_mask: torch.Tensor) -> torch.Tensor:
         codec, (teacher,) = self.codec, self._teacher
@@ -163,6 +186,14 @@ class LycodecStep(nn.Module):
     @staticmethod
     def _decode(codec: LycodecModel, features, noisy: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
         return codec.spectrogram.inverse(codec.decoder(features, noisy, levels))
+
+
+@torch.no_grad()
+def rescale_outputs(linear: nn.Linear, means: torch.Tensor, mean_squares: torch.Tensor, deviation: float):
+    """Give each output of a layer that has these moments, `(out_features,)` each, the mean 0 and this deviation."""
+    scales = deviation * (mean_squares - means.square()).clamp(min=LEAST_VARIANCE).rsqrt()
+    linear.weight.mul_(scales[:, None])
+    linear.bias.sub_(means).mul_(scales)
 
 
 def draw_noise_levels(num_levels: int, lowest: float, device) -> tuple[torch.Tensor, torch.Tensor]:
