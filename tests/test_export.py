@@ -102,6 +102,22 @@ def test_onnx_equals_torch_at_every_length_and_batch(exported):
 
 
 @torch.no_grad()
+def test_openvino_equals_torch_in_float32(exported):
+    openvino = pytest.importorskip("openvino", reason="openvino is not installed: pip install openvino")
+    model, folder = exported
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
+    encoder, decoder = (
+        openvino.compile_model(folder / f"{part}.onnx", "CPU", settings) for part in ("encoder", "decoder")
+    )
+    for num_frames in lengths_in_frames(model):
+        clips = batch_of_clips(num_frames * model.config.hop_length, 2)
+        codes = torch.from_numpy(encoder(dict(zip(("input_values", "padding_mask"), map(np.asarray, clips))))[0])
+        assert num_wrong_tokens(model, codes, *clips) == 0
+        audio = torch.from_numpy(decoder({"audio_codes": codes.numpy()})[0])
+        torch.testing.assert_close(audio, model.decode(codes).audio_values, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
 def test_tokens_of_the_clips_vary(exported):
     model, _ = exported
     assert len(model.encode(*batch_of_clips(100 * model.config.hop_length, 1)).audio_codes.unique()) > 30

@@ -165,6 +165,14 @@ def test_the_cache_holds_no_more_than_it_may(tmp_path):
     assert sum(clip.nbytes for clip in crops._held.values()) == 4000
 
 
+def test_reading_ahead_fills_the_cache_and_changes_no_crop(tmp_path):
+    clips = ramps(tmp_path, 1000, 1000, 1000)
+    crops, ahead = (Crops(clips, 8000, 0.1, 0, cache_bytes=4500) for _ in range(2))
+    ahead.read_ahead()
+    assert sorted(ahead._held) == [0, 1]
+    assert_same_crops([ahead[k] for k in range(len(crops))], [crops[k] for k in range(len(crops))])
+
+
 def named(*speakers: str | None) -> list[Clip]:
     return [Clip(f"{number}.wav", Path(f"{number}.wav"), None, speaker) for number, speaker in enumerate(speakers)]
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -103,6 +104,14 @@ class Crops(Dataset):
         padded[..., : crop.shape[-1]] = np.clip(gain * crop, -1, 1)
         return torch.from_numpy(padded), crop.shape[-1]
 
+    def read_ahead(self):
+        """Read the clips that fit into the cache, in threads: worker processes forked afterwards share them."""
+        sizes = [2 * self.num_channels * math.ceil(clip.seconds * self.sampling_rate) for clip in self.clips]
+        numbers = np.flatnonzero(np.cumsum(sizes) <= self._free_bytes).tolist()
+        with ThreadPoolExecutor() as threads:
+            for number, clip in zip(numbers, threads.map(self._decoded, numbers)):
+                self._hold(number, clip)
+
     def _check(self):
         if not self.clips:
             raise ValueError("there are no clips to train on: name sources that hold some, or exclude fewer")
@@ -126,14 +135,20 @@ class Crops(Dataset):
         """A whole clip, int16, of the shape of its crops."""
         if number in self._held:
             return self._held[number]
+        clip = self._decoded(number)
+        self._hold(number, clip)
+        return clip
+
+    def _decoded(self, number: int) -> np.ndarray:
         audio = resample(*self.clips[number].read("mix", self.num_channels), self.sampling_rate)
         if self.normalize_level:
             audio = level_normalized(audio)
-        clip = np.clip(np.rint(audio * FULL_SCALE), -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
-        if clip.nbytes <= self._free_bytes:
+        return np.clip(np.rint(audio * FULL_SCALE), -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
+
+    def _hold(self, number: int, clip: np.ndarray):
+        if number not in self._held and clip.nbytes <= self._free_bytes:
             self._held[number] = clip
             self._free_bytes -= clip.nbytes
-        return clip
 
 
 def level_normalized(audio: np.ndarray) -> np.ndarray:
@@ -163,7 +178,7 @@ def crop_batches(
 
     Args:
         batch_size: crops of a batch, all processes together.
-        num_workers: processes that read ahead; with 0 crops are made when they are asked for.
+        num_workers: processes that make crops ahead, of clips read before; with 0 all is done when it is asked for.
 
     Raises:
         ValueError: a batch that can't be dealt out evenly.
@@ -172,12 +187,15 @@ def crop_batches(
         raise ValueError(
             f"a batch of {batch_size} crops can't be dealt out to {num_processes} processes evenly: choose a multiple"
         )
+    if num_workers:
+        crops.read_ahead()
     return DataLoader(
         crops,
         batch_size // num_processes,
         sampler=range(first_batch * batch_size + process_index, num_batches * batch_size, num_processes),
         collate_fn=collate,
         num_workers=num_workers,
+        pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),
     )
 

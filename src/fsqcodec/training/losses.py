@@ -10,6 +10,7 @@ silence. A frame counts where the sample that it is centred on is audio.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 
@@ -81,7 +82,7 @@ def mel_loss(
     reference, estimate = _pair(reference, estimate, padding_mask)
     loss = 0
     for window_length, num_mels in MULTISCALE_MELS.items():
-        filters = mel_filters(sampling_rate, window_length, num_mels).to(reference, copy=True)
+        filters = _mel_filters(sampling_rate, window_length, num_mels, reference.dtype, reference.device)
         with torch.autocast(reference.device.type, enabled=False):
             a, b = ((filters @ _magnitudes(audio, window_length)).clamp(min=FLOOR) for audio in (reference, estimate))
         distances = (a.log10() - b.log10()).abs().mean(dim=1)
@@ -152,6 +153,12 @@ def _magnitudes(audio: torch.Tensor, window_length: int) -> torch.Tensor:
 def _mean_over_time(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Mean of `(batch, num_steps)` where the mask, of that shape, is 1; 0 where it is nowhere: `(batch,)`."""
     return (values * mask).sum(dim=-1) / mask.sum(dim=-1).clamp(min=1)
+
+
+@lru_cache
+def _mel_filters(sampling_rate: int, window_length: int, num_mels: int, dtype, device) -> torch.Tensor:
+    with torch.inference_mode(False):
+        return mel_filters(sampling_rate, window_length, num_mels).to(device, dtype, copy=True)
 
 
 def _norm(values: torch.Tensor) -> torch.Tensor:

@@ -299,8 +299,8 @@ class CodeUseWindow:
 
     def use(self) -> CodeUse:
         """Of the window, over all processes: every process has to ask, and all get the same."""
-        codes = torch.cat([codes[mask.bool()].cpu() for codes, mask in self._steps] or [torch.zeros(0).long()])
-        seen = _of_all_processes(codes.unique(return_counts=True))
+        codes = torch.cat([codes[mask.bool()] for codes, mask in self._steps] or [torch.zeros(0).long()])
+        seen = _of_all_processes(tuple(each.cpu() for each in codes.unique(return_counts=True)))
         codes, inverse = torch.cat([codes for codes, _ in seen]).unique(return_inverse=True)
         counts = torch.zeros_like(codes).index_add_(0, inverse, torch.cat([counts for _, counts in seen]))
         digits = indices_to_digits(codes, self.quantization_levels)

@@ -26,6 +26,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from ..atomic import atomic_path
@@ -125,7 +126,7 @@ class Trainer:
             num_processes=self.accelerator.num_processes,
         )
         for batch in loader:
-            yield {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
+            yield {name: tensor.to(self.accelerator.device, non_blocking=True) for name, tensor in batch.items()}
 
     def train_step(self, batch: dict[str, torch.Tensor]) -> dict[str, float]:
         """One update by a batch `input_values (batch, num_channels, num_samples)`, `padding_mask (batch, num_samples)`;
@@ -201,9 +202,9 @@ class Trainer:
 
     @torch.no_grad()
     def _update_average(self, weight: float):
-        for average, parameter in zip(self.averaged.parameters(), self.codec.parameters()):
-            if parameter.requires_grad:
-                average.lerp_(parameter, weight)
+        pairs = zip(self.averaged.parameters(), self.codec.parameters())
+        averages, parameters = zip(*((average, each) for average, each in pairs if each.requires_grad))
+        get_ema_multi_avg_fn(1 - weight)(averages, parameters, None)
 
     def _prepare_data(self):
         data = self.recipe.data
