@@ -5,7 +5,7 @@
 A source of speech is what `fsqcodec tokenize` takes: a folder, a manifest, a data set. The example tokenizes both,
 trains with `Trainer`, compares the loss on the held-out speech with what the frequencies of tokens alone give, and lets
 the model continue a held-out clip. It writes the tokens, the language model with its vocabulary, `result.json`,
-`continued.wav`, which begins with half a second of the clip, and `continued.png`.
+`continued.wav`, which begins with a second of the clip, and `continued.png`.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from fsqcodec.tokenization import tokenize as tokenize_source
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
-PROMPT_SECONDS = 0.5
+PROMPT_SECONDS = 1.0
 PSEUDO_COUNTS = 10.0 ** np.arange(-4, 1)  # of each id, that smooth the unigram
 
 
@@ -171,7 +171,7 @@ def bits_per_frame(language_model, collator: AudioCollator, rows: Dataset, block
 
 
 def continue_clip(language_model, vocabulary: AudioVocabulary, codec: Codec, row: dict, arguments: argparse.Namespace):
-    """Sample from the first half second of a clip to the length that the model was trained on, and look at it."""
+    """Sample from the first second of a clip to the length that the model was trained on, and look at it."""
     codes = np.atleast_2d(row["audio_codes"])
     prompt_codes = codes[:, : round(PROMPT_SECONDS * codec.frame_rate)]
     prompt = torch.tensor([[vocabulary.begin_of_audio_id, *vocabulary.codes_to_ids(prompt_codes)]])
