@@ -1,7 +1,7 @@
 """Throughput of `fsqcodec tokenize` with one process, several processes and Ray on the same files, and what 100,000
 hours take at the rate that was measured.
 
-    python benchmarks/tokenization.py                                       # examples/audio again and again, 30 minutes
+    python benchmarks/tokenization.py                                       # examples/audio again and again, an hour
     python benchmarks/tokenization.py --model demo/codec-1kbps --audio recordings --workers 8
     python benchmarks/tokenization.py --plan-rate 1500                      # the plan alone, at 1500 times real time
 
@@ -46,7 +46,7 @@ SHARD_OVERHEAD = 1.1  # bytes of a shard for a byte of codes, at most: tests/tes
 def main(
     model: Annotated[str | None, typer.Option(help="Folder or Hub id of a codec.")] = None,
     audio: Annotated[str | None, typer.Option(help="What to tokenize, as `fsqcodec tokenize` takes it.")] = None,
-    minutes: Annotated[float, typer.Option(help="Of audio, where --audio is not given.")] = 30,
+    minutes: Annotated[float, typer.Option(help="Of audio, where --audio is not given.")] = 60,
     workers: Annotated[int, typer.Option(help="Processes, and CPUs or GPUs of the Ray cluster.")] = 2,
     shard_size: Annotated[int, typer.Option(help="Rows of a shard.")] = 10,
     rounds: Annotated[int, typer.Option(help="Of all contenders.")] = 3,
@@ -125,7 +125,8 @@ def run(command: list[str], output: Path) -> tuple[float, float]:
         process = subprocess.Popen([*command, "--output", str(output)], env=environment, stdout=printed, stderr=printed)
         while process.poll() is None:
             latest |= cpu_seconds()
-            time.sleep(0.1)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(0.5)
         seconds = time.perf_counter() - start
         if process.returncode:
             printed.seek(0)

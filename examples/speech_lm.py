@@ -5,7 +5,7 @@
 A source of speech is what `fsqcodec tokenize` takes: a folder, a manifest, a data set. The example tokenizes both,
 trains with `Trainer`, compares the loss on the held-out speech with what the frequencies of tokens alone give, and lets
 the model continue a held-out clip. It writes the tokens, the language model with its vocabulary, `result.json`,
-`continued.wav`, which begins with half a second of the clip, and `continued.png`.
+`continued.wav`, which begins with a second of the clip, and `continued.png`.
 """
 
 import argparse
@@ -23,14 +23,14 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArgumen
 
 from fsqcodec.audio import read_audio
 from fsqcodec.codecs import Codec, load_codec
-from fsqcodec.lm import AudioCollator, AudioLogitsProcessor, AudioStreamer, AudioVocabulary, resize_embeddings
+from fsqcodec.lm import AudioCollator, AudioLogitsProcessor, AudioStreamer, AudioVocabulary
 from fsqcodec.tokenization import Settings
 from fsqcodec.tokenization import tokenize as tokenize_source
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
-PROMPT_SECONDS = 0.5
+PROMPT_SECONDS = 1.0
 PSEUDO_COUNTS = 10.0 ** np.arange(-4, 1)  # of each id, that smooth the unigram
 
 
@@ -39,6 +39,10 @@ def main():
     set_seed(0)
     codec = load_codec(arguments.codec)
     vocabulary = AudioVocabulary.for_codec(codec, view="digits" if codec.quantization_levels else "codes")
+    if codec.quantization_levels:
+        vocabulary = replace(
+            vocabulary, quantization_levels=grouped(codec.quantization_levels, arguments.digits_per_id)
+        )
     train_rows = tokenize(arguments.train, arguments.codec, arguments.output / "train")
     held_out_rows = tokenize(arguments.held_out, arguments.codec, arguments.output / "held-out")
 
@@ -56,13 +60,20 @@ def main():
         "parameters": language_model.num_parameters(),
         "uniform_bits_per_frame": sum(math.log2(size) for size in codec.codebook_sizes),
         "unigram_bits_per_frame": {
-            view: unigram_bits_per_frame(replace(vocabulary, view=view), train_rows, held_out_rows) for view in views
+            view: unigram_bits_per_frame(AudioVocabulary.for_codec(codec, view=view), train_rows, held_out_rows)
+            for view in views
         },
         "language_model_bits_per_frame": bits_per_frame(language_model.eval(), collator, held_out_rows, block_frames),
     }
     (arguments.output / "result.json").write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))
     continue_clip(language_model, vocabulary, codec, held_out_rows[0], arguments)
+
+
+def grouped(levels: tuple[int, ...], digits_per_id: int) -> list[int]:
+    """Levels of digits that each stand for several: 9, 9, 9, 7, 7, 7 in threes are 729, 343, which count the same codes
+    in the same order."""
+    return [math.prod(levels[start : start + digits_per_id]) for start in range(0, len(levels), digits_per_id)]
 
 
 def tokenize(source: str, codec: str, folder: Path) -> Dataset:
@@ -75,7 +86,7 @@ def tokenize(source: str, codec: str, folder: Path) -> Dataset:
 
 
 def small_llama(vocabulary: AudioVocabulary, arguments: argparse.Namespace) -> LlamaForCausalLM:
-    language_model = LlamaForCausalLM(
+    return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=vocabulary.size,
             hidden_size=arguments.hidden_size,
@@ -88,8 +99,6 @@ def small_llama(vocabulary: AudioVocabulary, arguments: argparse.Namespace) -> L
             pad_token_id=vocabulary.end_of_audio_id,
         )
     )
-    resize_embeddings(language_model, vocabulary)
-    return language_model
 
 
 def train(language_model: LlamaForCausalLM, collator: AudioCollator, rows: Dataset, arguments: argparse.Namespace):
@@ -162,7 +171,7 @@ def bits_per_frame(language_model, collator: AudioCollator, rows: Dataset, block
 
 
 def continue_clip(language_model, vocabulary: AudioVocabulary, codec: Codec, row: dict, arguments: argparse.Namespace):
-    """Sample from the first half second of a clip to the length that the model was trained on, and look at it."""
+    """Sample from the first second of a clip to the length that the model was trained on, and look at it."""
     codes = np.atleast_2d(row["audio_codes"])
     prompt_codes = codes[:, : round(PROMPT_SECONDS * codec.frame_rate)]
     prompt = torch.tensor([[vocabulary.begin_of_audio_id, *vocabulary.codes_to_ids(prompt_codes)]])
@@ -192,10 +201,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--train", required=True, help="speech to train on")
     parser.add_argument("--held-out", required=True, help="other speakers' speech to measure on")
     parser.add_argument("--output", type=Path, required=True, help="folder for the language model and the result")
-    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--steps", type=int, default=3250)
     parser.add_argument("--learning-rate", type=float, default=3e-3)
-    parser.add_argument("--batch-size", type=int, default=1, help="blocks a step")
-    parser.add_argument("--block-ids", type=int, default=1536, help="length of a block")
+    parser.add_argument("--batch-size", type=int, default=2, help="blocks a step")
+    parser.add_argument("--block-ids", type=int, default=768, help="length of a block")
+    parser.add_argument("--digits-per-id", type=int, default=3, help="FSQ digits that one id stands for")
     parser.add_argument("--hidden-size", type=int, default=128)
     parser.add_argument("--num-layers", type=int, default=3)
     parser.add_argument("--bf16", action="store_true", help="train in bf16 where the processor has it")

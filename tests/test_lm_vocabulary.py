@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -92,6 +93,17 @@ def test_the_layout_by_hand():
     digits = AudioVocabulary(0, (12,), (4, 3), "digits")  # 7 = 3 + 4 * 1
     assert digits.codes_to_ids([7, 0]).tolist() == [5, 7, 2, 6]
     assert (digits.size, digits.num_ids_per_frame) == (9, 2)
+
+
+def test_digits_in_groups_are_the_same_codes():
+    digits = AudioVocabulary(0, [9**3 * 7**3], [9, 9, 9, 7, 7, 7], "digits")
+    grouped = replace(digits, quantization_levels=(9**3, 7**3))
+    codes = torch.randint(9**3 * 7**3, (1, 50))
+    assert grouped.num_ids_per_frame == 2 and grouped.size == 2 + 9**3 + 7**3
+    np.testing.assert_array_equal(grouped.ids_to_codes(grouped.codes_to_ids(codes)), codes)
+    rows = digits.codes_to_rows(codes) - torch.tensor(digits.range_starts)[:, None]
+    first_of_three = grouped.codes_to_rows(codes)[0] - grouped.range_starts[0]
+    np.testing.assert_array_equal(first_of_three, rows[0] + 9 * rows[1] + 81 * rows[2])
 
 
 def test_a_small_softmax_for_a_large_codebook():

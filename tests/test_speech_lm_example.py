@@ -31,6 +31,8 @@ TINY = [
     "64",
     "--num-layers",
     "2",
+    "--digits-per-id",
+    "2",
     "--learning-rate",
     "0.005",
 ]

@@ -169,6 +169,15 @@ def test_every_file_is_a_row_or_an_error(codec_dir, corpus, tmp_path):
     assert (mixed.num_rows, mixed.num_errors) == (2, 10)
 
 
+def test_a_link_to_nowhere_is_an_error(codec_dir, corpus, tmp_path):
+    shutil.copytree(corpus[0], tmp_path / "recordings")
+    (tmp_path / "recordings" / "lost.flac").symlink_to(tmp_path / "nowhere.flac")
+    result = tokenize(Settings(str(tmp_path / "recordings"), codec_dir), tmp_path / "out")
+    assert (result.num_rows, result.num_errors) == (NUM_CLIPS, 1)
+    (error,) = pq.read_table(tmp_path / "out" / "errors.parquet").to_pylist()
+    assert error["name"] == "recordings/lost.flac" and str(tmp_path) not in error["reason"]
+
+
 def test_fail_fast_stops_at_the_first(codec_dir, corpus, tmp_path):
     folder = tmp_path / "recordings"
     shutil.copytree(corpus[0], folder)
