@@ -143,7 +143,7 @@ def workers() -> set[int]:
     found = set()
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            if b"ray::_Worker" in (folder / "cmdline").read_bytes():
+            if b"ray::MapWorker" in (folder / "cmdline").read_bytes():
                 found.add(int(folder.name))
         except OSError:
             continue
