@@ -123,8 +123,9 @@ def test_one_clip_is_learned(workplace, tmp_path):
     assert last < 0.7 * first
 
 
-def test_bf16_is_close_to_float32_and_muon_moves_every_weight(workplace, tmp_path):
+def test_bf16_is_close_to_float32_and_muon_moves_every_weight(workplace, tmp_path, monkeypatch):
     """A preset's width, so that its units run in bf16; weights, output and statistics stay in float32."""
+    monkeypatch.setattr("fsqcodec.training.trainer.is_bf16_fast", lambda device: True)
     replaced = {"model": {"preset": "speech-3kbps"}, "data.hold_out_speakers": 0, "optimizer": {"name": "muon"}}
     facts = {}
     for precision in ("float32", "bf16"):
@@ -137,6 +138,16 @@ def test_bf16_is_close_to_float32_and_muon_moves_every_weight(workplace, tmp_pat
     assert facts["bf16"]["waveform"] != facts["float32"]["waveform"]
     for name in ("waveform", "mel", "gradient_norm"):
         assert float(facts["bf16"][name]) == pytest.approx(float(facts["float32"][name]), rel=0.02)
+
+
+def test_bf16_is_left_alone_where_it_is_slower(workplace, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "AVX2")
+    replaced = {"model": {"preset": "speech-3kbps"}, "data.hold_out_speakers": 0}
+    whole = Trainer(recipe_of(workplace, **replaced), tmp_path / "float32")
+    with pytest.warns(UserWarning, match="slower than float32 on this processor"):
+        asked = Trainer(recipe_of(workplace, precision="bf16", **replaced), tmp_path / "bf16")
+    batch = next(whole.accelerator_batches())
+    assert asked.train_step(batch)["waveform"] == whole.train_step(batch)["waveform"]
 
 
 def test_a_decoder_is_moved_to_constants_and_fine_tuned(workplace, tmp_path):

@@ -111,7 +111,7 @@ class Recipe:
         accumulation_steps: parts in which a process computes its share of the batch.
         phases: one after the other.
         ema_decay: of the average of the weights, which is what is validated and saved.
-        precision: "bf16" runs most of the work in it, see `training.precision`.
+        precision: "bf16" runs most of the work in it where that is faster, see `training.precision`.
         gradient_checkpointing: compute layers once more instead of keeping what they computed; Lycodec.
         perceptual_model: folder or Hub id of an audio encoder, for the losses "perceptual" and "alignment".
         validate_minutes, save_minutes: between validations, and between states to resume from.

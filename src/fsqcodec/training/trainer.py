@@ -18,6 +18,7 @@ import copy
 import json
 import os
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from importlib.metadata import version
@@ -41,6 +42,7 @@ from .codec_training import CodecTraining
 from .data import Crops, check_disjoint, collate, corpora, crop_batches, hold_out_clips, hold_out_speakers, without
 from .lycodec_training import LycodecTraining
 from .optimizers import make_optimizers
+from .precision import is_bf16_fast
 from .recipe import LOSSES, Recipe, as_dict, check_losses, recipe_of_dict
 from .schedules import ema_weight, learning_rate_share
 from .validation import Validation
@@ -82,7 +84,10 @@ class Trainer:
         module = self.family.module
         self.model, *self.optimizers = self.accelerator.prepare(module, *make_optimizers(module, recipe.optimizer))
         if recipe.precision == "bf16":
-            self.family.run_in_bf16()
+            if is_bf16_fast(self.accelerator.device):
+                self.family.run_in_bf16()
+            else:
+                warnings.warn("bf16 is slower than float32 on this processor: all runs in float32", stacklevel=2)
         self.step = 0
         self.seconds = 0.0  # spent training, over all resumed runs
         extractor = self.family.extractor_class(sampling_rate=self.config.sampling_rate)
