@@ -12,6 +12,7 @@ from clips import speech
 from fsqcodec.evaluation.metrics import mel_distance_multiscale
 from fsqcodec.training.losses import (
     batch_mean,
+    buzz_loss,
     cap,
     convergence_stft_loss,
     mel_loss,
@@ -24,6 +25,7 @@ LOSSES = {
     "stft": stft_loss,
     "convergence_stft": convergence_stft_loss,
     "mel": partial(mel_loss, sampling_rate=16000),
+    "buzz": partial(buzz_loss, sampling_rate=16000, hop_length=96),
 }
 LENGTHS = (12000, 7001, 2500)
 each_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
@@ -178,3 +180,15 @@ def test_a_cap_bounds_the_value_and_scales_the_gradient():
     assert losses.grad.tolist() == [1, 1, 1, 0.25]
     with pytest.raises(ValueError, match="maximum is 0"):
         cap(losses, 0)
+
+
+def test_tones_buzz_as_their_period_fits_the_hop():
+    """One fits the hop 30 times and repeats; one fits 30.5 times and is turned over each time. Voice below 2 kHz is not
+    looked at."""
+    repeating, turned, voice = (torch.sin(2 * np.pi * k * torch.arange(160_000.0) / 96) for k in (30, 30.5, 3.7))
+    window = torch.hann_window(1024)
+    overlaps = [(window * window.roll(96 * hops)).sum() / window.square().sum() for hops in (1, 2, 3, 4)]
+    loss = partial(buzz_loss, padding_mask=torch.ones(1, 160_000), sampling_rate=16000, hop_length=96)
+    expected = pytest.approx(float(2 * (overlaps[0] + overlaps[2]) / 4), rel=0.02)
+    assert float(loss(repeating[None, None], turned[None, None])) == expected
+    assert float(loss((repeating + voice)[None, None], (turned - voice)[None, None])) == expected

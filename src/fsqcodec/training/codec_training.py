@@ -83,11 +83,13 @@ class CodecTraining:
         if self._updates_discriminator:
             self._train_discriminator(batch, output.audio_values.detach(), num_valid, is_last)
         original, decoded, mask = batch["input_values"], output.audio_values, batch["padding_mask"]
+        config = self.codec.config
         functions = {
             "waveform": lambda: losses.waveform_loss(original, decoded, mask),
             "stft": lambda: losses.stft_loss(original, decoded, mask),
             "convergence_stft": lambda: losses.convergence_stft_loss(original, decoded, mask),
-            "mel": lambda: losses.mel_loss(original, decoded, mask, self.codec.config.sampling_rate),
+            "mel": lambda: losses.mel_loss(original, decoded, mask, config.sampling_rate),
+            "buzz": lambda: losses.buzz_loss(original, decoded, mask, config.sampling_rate, config.hop_length),
             "perceptual": lambda: self.perceptual(original, decoded, mask),
         }
         if self._is_judged:

@@ -14,7 +14,7 @@ import yaml
 from ..presets import PRESETS, preset_config
 
 LOSSES = {  # by model_type
-    "codec": ("waveform", "stft", "convergence_stft", "mel", "perceptual", "adversarial", "feature_matching"),
+    "codec": ("waveform", "stft", "convergence_stft", "mel", "buzz", "perceptual", "adversarial", "feature_matching"),
     "lycodec": ("consistency", "stft", "alignment"),
 }
 RECIPES = Path(__file__).parent / "recipes"
