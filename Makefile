@@ -11,10 +11,10 @@ demo: $(INSTALLED)  ## real speech to tokens and back: demo/out.wav and demo/out
 	$(BIN)/python examples/demo.py
 
 test: lint  ## minutes: small configurations, and one full-size comparison with the original for each family
-	$(BIN)/pytest -n auto --dist loadgroup
+	$(BIN)/pytest -n auto
 
 test-slow: $(INSTALLED)  ## the rest: all presets at full size
-	$(BIN)/pytest -n auto --dist loadgroup -m slow
+	$(BIN)/pytest -n auto -m slow
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

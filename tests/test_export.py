@@ -24,21 +24,11 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not inst
 
 SPEECH_DIR = Path(__file__).parents[2] / "shared" / "audio" / "speech_eval"
 EXAMPLE = Path(__file__).parents[1] / "examples" / "onnx_codec.py"
-
-
-def exported_once(name: str, *marks):
-    """A codec whose export, which takes a minute, serves all its tests: they run in one process."""
-    return pytest.param(name, marks=[pytest.mark.xdist_group(f"export {name}"), *marks])
-
-
-CODECS = [
-    exported_once("frames-plain"),
-    *(
-        exported_once(name, pytest.mark.slow)
-        for name in ("sqcodec-coarse", "l3ac-coarse", "running", "frames-attention")
-    ),
+CODECS = ["frames-plain"] + [
+    pytest.param(name, marks=pytest.mark.slow)
+    for name in ("sqcodec-coarse", "l3ac-coarse", "running", "frames-attention")
 ]
-PRESETS = [exported_once(name) for name in ("speech-3kbps", "l3ac-1kbps", "sqcodec-6kbps")]
+PRESETS = ["speech-3kbps", "l3ac-1kbps", "sqcodec-6kbps"]
 
 
 @pytest.fixture(scope="module", params=CODECS)
