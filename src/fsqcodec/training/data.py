@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -105,12 +104,10 @@ class Crops(Dataset):
         return torch.from_numpy(padded), crop.shape[-1]
 
     def read_ahead(self):
-        """Read the clips that fit into the cache, in threads: worker processes forked afterwards share them."""
+        """Read the clips that fit into the cache: worker processes forked afterwards share them."""
         sizes = [2 * self.num_channels * math.ceil(clip.seconds * self.sampling_rate) for clip in self.clips]
-        numbers = np.flatnonzero(np.cumsum(sizes) <= self._free_bytes).tolist()
-        with ThreadPoolExecutor() as threads:
-            for number, clip in zip(numbers, threads.map(self._decoded, numbers)):
-                self._hold(number, clip)
+        for number in np.flatnonzero(np.cumsum(sizes) <= self._free_bytes).tolist():
+            self._read(number)
 
     def _check(self):
         if not self.clips:
@@ -135,20 +132,14 @@ class Crops(Dataset):
         """A whole clip, int16, of the shape of its crops."""
         if number in self._held:
             return self._held[number]
-        clip = self._decoded(number)
-        self._hold(number, clip)
-        return clip
-
-    def _decoded(self, number: int) -> np.ndarray:
         audio = resample(*self.clips[number].read("mix", self.num_channels), self.sampling_rate)
         if self.normalize_level:
             audio = level_normalized(audio)
-        return np.clip(np.rint(audio * FULL_SCALE), -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
-
-    def _hold(self, number: int, clip: np.ndarray):
-        if number not in self._held and clip.nbytes <= self._free_bytes:
+        clip = np.clip(np.rint(audio * FULL_SCALE), -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
+        if clip.nbytes <= self._free_bytes:
             self._held[number] = clip
             self._free_bytes -= clip.nbytes
+        return clip
 
 
 def level_normalized(audio: np.ndarray) -> np.ndarray:
