@@ -3,9 +3,9 @@ and halfway between them.
 
     python benchmarks/buzz.py ../shared/audio/speech_eval speech-3kbps [CODEC ...]
 
-Codecs are what `load_codec` takes. The comb is the mean level, in dB, of the bins at most 8 Hz from a multiple of the
-codec's frame rate less that of the bins as near to the middles between multiples, in Hann windows of 2,048 samples at
-16 kHz that are less than 30 dB below a clip's loudest; recordings have 0.
+Codecs are what `load_codec` takes, mono ones that have frames. The comb is the mean level, in dB, of the bins less than
+8 Hz from a multiple of the codec's frame rate less that of the bins as near to the middles between multiples, in Hann
+windows of 2,048 samples at 16 kHz that are less than 30 dB below a clip's loudest; recordings have 0.
 """
 
 import sys
@@ -34,16 +34,14 @@ def main():
         codec = load_codec(name, "cpu")
         recorded = [resample(*clip.read("mix"), codec.input_sampling_rate) for clip in clips]
         decoded = codec.decode(codec.encode(recorded), [len(audio) for audio in recorded])
-        rows = (
-            np.array([comb(resample(audio, rate, SAMPLING_RATE), codec.frame_rate) for audio in each])
-            for each, rate in ((recorded, codec.input_sampling_rate), (decoded, codec.output_sampling_rate))
-        )
-        before, after = rows
-        print(f"{name:24}{before.mean():12.2f}{after.mean():10.2f}{after.max():12.2f}")
+        before = [comb(audio, codec.input_sampling_rate, codec.frame_rate) for audio in recorded]
+        after = [comb(audio, codec.output_sampling_rate, codec.frame_rate) for audio in decoded]
+        print(f"{name:24}{np.mean(before):12.2f}{np.mean(after):10.2f}{np.max(after):12.2f}")
 
 
-def comb(audio: np.ndarray, frame_rate: float) -> float:
-    """Of one clip `(num_samples,)` at 16 kHz, dB."""
+def comb(audio: np.ndarray, sampling_rate: int, frame_rate: float) -> float:
+    """Of one clip `(num_samples,)`, dB."""
+    audio = resample(audio, sampling_rate, SAMPLING_RATE)
     frequencies, _, spectra = stft(audio, SAMPLING_RATE, nperseg=WINDOW_LENGTH, noverlap=WINDOW_LENGTH * 3 // 4)
     is_high = (frequencies > BAND_HZ[0]) & (frequencies < BAND_HZ[1])
     frequencies, powers = frequencies[is_high], np.abs(spectra[is_high]) ** 2 + FLOOR

@@ -48,7 +48,7 @@ class Muon(torch.optim.Optimizer):
 
     Updates are scaled to the size of AdamW's (Liu et al. 2025, https://arxiv.org/abs/2502.16982, equation 4), so that
     one learning rate serves both. It computes what `torch.optim.Muon` does with `adjust_lr_fn="match_rms_adamw"`, but
-    for all matrices of a shape at once, and in float32 where bfloat16 is slow.
+    in float32 where bfloat16 is slow, and for all matrices of a shape at once: a GPU would wait for the launches.
     """
 
     def __init__(self, matrices: Iterable[nn.Parameter], learning_rate: float, weight_decay: float):
@@ -56,7 +56,9 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure=None):
-        """One update of the matrices that have a gradient. `closure`, that others call first, is not taken."""
+        """One update of the matrices that have a gradient. Raises `ValueError` for a closure."""
+        if closure is not None:
+            raise ValueError("Muon takes no closure: compute the gradients before the step")
         for group in self.param_groups:
             by_shape = defaultdict(list)
             for matrix in group["params"]:
