@@ -21,9 +21,9 @@ STFT_SIZES = (32, 64, 128, 256, 512, 1024)  # window lengths of L3AC, samples; h
 STFT_FLOOR = 1e-8  # of magnitudes, before the logarithm of L3AC
 CONVERGENCE_STFT_SIZES = ((1024, 120, 600), (2048, 240, 1200), (512, 50, 240))  # FFT, hop and window length, samples
 CONVERGENCE_FLOOR = 1e-8  # of squared magnitudes
-BUZZ_WINDOW = 1024  # samples
+BUZZ_WINDOW = 2048  # samples
+BUZZ_REACH = 768  # samples; repeats further apart hardly fit in a window
 BUZZ_FROM_HZ = 2000  # below, what repeats is the voice
-BUZZ_HOPS = (1, 2, 3, 4)
 BUZZ_FLOOR = 1e-4  # of the power of a window: what is quieter has no buzz
 
 
@@ -97,21 +97,26 @@ def mel_loss(
 def buzz_loss(
     reference: torch.Tensor, estimate: torch.Tensor, padding_mask: torch.Tensor, sampling_rate: int, hop_length: int
 ) -> torch.Tensor:
-    """How much more, or less, what lies above 2 kHz repeats itself from frame to frame than in the reference: mean
-    absolute difference of its autocorrelations, normalised, at 1 to 4 hops, in Hann windows of 1024 samples.
+    """How much more, or less, what lies above 2 kHz repeats itself from frame to frame than in the reference: absolute
+    difference of its autocorrelations, normalised, in Hann windows of 2048 samples, each mean over the clip, mean over
+    the multiples of the hop up to 768 samples. A single window of noise repeats itself by chance, and to imitate that
+    would cost what the other losses want.
 
     A decoder that works on frames fills what it can't know with one shape in all of them. The other losses hardly
-    mind; the ear hears a tone at the frame rate. `sampling_rate` is in Hz, `hop_length` in samples.
+    mind; the ear hears a tone at the frame rate. `sampling_rate` is in Hz, `hop_length` in samples. Raises
+    `ValueError` for a longer hop.
     """
+    if hop_length > BUZZ_REACH:
+        raise ValueError(f"the loss 'buzz' is for hops of up to {BUZZ_REACH} samples, not {hop_length}")
     reference, estimate = _pair(reference, estimate, padding_mask)
     frequencies = torch.arange(BUZZ_WINDOW // 2 + 1, dtype=reference.dtype, device=reference.device) / BUZZ_WINDOW
     frequencies = frequencies[frequencies * sampling_rate > BUZZ_FROM_HZ]
-    lags = hop_length * torch.tensor(BUZZ_HOPS, dtype=reference.dtype, device=reference.device)
+    lags = torch.arange(hop_length, BUZZ_REACH + 1, hop_length, dtype=reference.dtype, device=reference.device)
     waves = torch.cos(2 * torch.pi * lags[:, None] * frequencies)  # power spectra to autocorrelations
     with torch.autocast(reference.device.type, enabled=False):
         powers = (_magnitudes(audio, BUZZ_WINDOW)[:, -len(frequencies) :].square() for audio in (reference, estimate))
         a, b = (waves @ power / (power.sum(dim=1, keepdim=True) + BUZZ_FLOOR) for power in powers)
-    return _mean_over_time((a - b).abs().mean(dim=1), padding_mask[:, :: BUZZ_WINDOW // 4])
+    return _mean_over_time(a - b, padding_mask[:, None, :: BUZZ_WINDOW // 4]).abs().mean(dim=1)
 
 
 def cap(loss: torch.Tensor, maximum: float) -> torch.Tensor:
