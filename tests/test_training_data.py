@@ -1,6 +1,7 @@
 """The stream of crops can be taken up anywhere, hears every clip in all its parts, and none that is evaluated."""
 
 import json
+import multiprocessing
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,14 @@ def test_a_crop_depends_on_seed_and_position_alone():
 
 
 def test_batches_are_the_same_from_any_start_with_any_workers_and_processes():
+    """In a new process: the loader forks, and this one may hold the threads of other libraries, which crashed it."""
+    process = multiprocessing.get_context("spawn").Process(target=check_batches)
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+
+
+def check_batches():
     crops = speech_crops()
     expected = [collate([crops[k] for k in range(4 * i, 4 * i + 4)]) for i in range(9)]
     state = torch.get_rng_state()
