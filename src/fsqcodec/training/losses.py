@@ -180,7 +180,7 @@ def _magnitudes(audio: torch.Tensor, window_length: int) -> torch.Tensor:
 
 
 def _mean_over_time(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Mean of `(batch, num_steps)` where the mask, of that shape, is 1; 0 where it is nowhere: `(batch,)`."""
+    """Mean of `(..., num_steps)` where the mask, which broadcasts to it, is 1; 0 where it is nowhere: `(...)`."""
     return (values * mask).sum(dim=-1) / mask.sum(dim=-1).clamp(min=1)
 
 
