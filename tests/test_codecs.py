@@ -153,7 +153,7 @@ def test_long_clips_go_through_in_pieces_and_have_the_same_codes(kind, monkeypat
     audio = clips(20000, 1000, 16001)
     whole = codec.encode(audio)
     monkeypatch.setattr("fsqcodec.codecs.LONG_SECONDS", 1.0)
-    monkeypatch.setattr("fsqcodec.streaming.PIECE_SECONDS", 0.2)
+    monkeypatch.setattr("fsqcodec.streaming.frames.PIECE_SECONDS", 0.2)
     in_pieces = codec.encode(audio)
     for ours, wanted in zip(in_pieces, whole):
         assert ours.shape == wanted.shape and ours.dtype == wanted.dtype

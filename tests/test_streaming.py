@@ -228,6 +228,8 @@ def test_other_decoders_need_no_statistics(name):
     assert decoder.statistics is None
     with pytest.raises(ValueError, match="needs none"):
         StreamingDecoder(model, statistics=[])
+    with pytest.raises(ValueError, match="has no statistics"):
+        clip_statistics(model, random_codes(model, 50))
 
 
 def test_statistics_of_a_clip_are_those_its_layers_compute():
