@@ -293,6 +293,16 @@ def test_features_are_aligned_with_what_an_encoder_hears(teacher_folder):
     assert alignment(audio, features).item() < 0.3 * loss.item()
 
 
+def test_an_alignment_that_a_phase_does_without_has_gradients_of_zero(teacher_folder):
+    """Processes that train together wait for those of all parameters."""
+    model = small_lycodec()
+    step = LycodecStep(model, model, TokenAlignment(teacher_folder, model.config.latent_dim, RATE))
+    clip = stereo_clip(model.config.crop_length)[None]
+    values, _ = step(clip, torch.ones(1, clip.shape[-1]), True, ("stft",))
+    values["stft"].sum().backward()
+    assert all((parameter.grad == 0).all() for parameter in step.alignment.parameters())
+
+
 def test_a_run_with_an_alignment_goes_on_with_its_map(teacher_folder, tmp_path):
     """Crops of half a second, which the encoder needs for a frame of 20 ms."""
     soundfile.write(tmp_path / "clip.wav", stereo_clip(48000).T.numpy(), RATE)

@@ -300,8 +300,31 @@ def test_models_that_can_t_be_streamed_are_refused():
         StreamingEncoder(torch.nn.Linear(1, 1))
     with pytest.raises(ValueError, match=r"call model.eval\(\)"):
         StreamingDecoder(small_model("running").train())
-    with pytest.raises(ValueError, match="statistics are of 1 stages: this decoder has 2"):
-        StreamingDecoder(small_model("l3ac-coarse"), statistics=[torch.zeros(2, 1, 4, 1)])
+
+
+def test_given_statistics_must_fit_and_a_refusal_pushes_nothing():
+    model = small_model("l3ac-coarse")
+    codes = random_codes(model, 60)
+    statistics = clip_statistics(model, codes)
+    for wrong, message in (
+        (statistics[:1], "statistics are of 1 stages: this decoder has 2"),
+        ([stage[:, :, :1] for stage in statistics], r"have shape \(2, 1, 1, 1\): \(2, batch, 4, 1\) is wanted"),
+        ([stage.tolist() for stage in statistics], "have type list"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            StreamingDecoder(model, wrong)
+    of_two = StreamingDecoder(model, [stage.expand(-1, 2, -1, -1) for stage in statistics])
+    with pytest.raises(ValueError, match="are of 2 clips, a chunk is of 1"):
+        of_two.push(codes)
+    decoder = exact_decoder(model, codes)
+    with pytest.warns(UserWarning, match="normalises over the clip"):
+        without = StreamingDecoder(model)
+    head = decoder.push(codes[..., :40])
+    with pytest.raises(ValueError, match="with and without given statistics"):
+        push_together([decoder, without], [codes[..., 40:]] * 2)
+    audio = torch.cat([head, decoder.push(codes[..., 40:]), decoder.flush()], dim=-1)
+    with torch.no_grad():
+        torch.testing.assert_close(audio, model.decode(codes).audio_values, rtol=0, atol=AUDIO_TOLERANCE)
 
 
 @pytest.mark.parametrize("sampling_rate", [16000, 44100])

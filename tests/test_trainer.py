@@ -113,6 +113,33 @@ def test_training_further_keeps_the_record_of_what_was_before(workplace, tmp_pat
     assert "from the weights of another model" in card and "Before that: 2 steps, 0.0 hours" in card
 
 
+def test_a_saved_model_stays_until_the_next_one_is_complete(workplace, tmp_path, monkeypatch):
+    Trainer(recipe_of(workplace), tmp_path).run()
+    before = {name: weights(tmp_path / name) for name in ("last", "best")}
+    trainer = Trainer(recipe_of(workplace), tmp_path)
+    trainer.validation.best = None
+    for parameter in trainer.averaged.parameters():
+        parameter.data.mul_(0.5)
+    with monkeypatch.context() as broken:
+        broken.setattr("fsqcodec.training.validation.model_card", lambda _: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            trainer.validate()
+    for name, kept in before.items():
+        assert all(torch.equal(kept[key], value) for key, value in weights(tmp_path / name).items())
+    trainer.validate()
+    for name, kept in before.items():
+        assert any(not torch.equal(kept[key], value) for key, value in weights(tmp_path / name).items())
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_run_that_was_killed_before_its_first_state_begins_its_log_anew(workplace, tmp_path):
+    Trainer(recipe_of(workplace), tmp_path).run()
+    (tmp_path / "state.pt").unlink()
+    expected = logged(tmp_path), (tmp_path / "validation.jsonl").read_text().count("\n")
+    Trainer(recipe_of(workplace), tmp_path).run()
+    assert (logged(tmp_path), (tmp_path / "validation.jsonl").read_text().count("\n")) == expected
+
+
 @pytest.mark.slow
 def test_one_clip_is_learned(workplace, tmp_path):
     phases = [{"steps": 150, "losses": {"waveform": 10}}]
@@ -237,11 +264,28 @@ def test_an_evaluation_speaker_never_trains(workplace, tmp_path):
         ({"ema_decay": "1e-3"}, "a number is wanted"),
         ({"precision": "fp8"}, "precision is 'fp8': one of float32, bf16 is wanted"),
         ({"model.parts": ["vocoder"]}, "model, parts is 'vocoder': one of encoder, quantizer, decoder is wanted"),
+        ({"data.train": "clips.jsonl"}, "data, train is 'clips.jsonl': a list is wanted"),
+        ({"data.speed": 1.1}, "data, speed is 1.1: a list of 2 is wanted"),
+        ({"data.speed": [0.9]}, r"data, speed is \[0.9\]: a list of 2 is wanted"),
+        ({"data": None}, "data is None: fields are wanted"),
+        ({"data": 3, "data.train": ["a"]}, "data is 3: fields are wanted"),
+        ({"phases": 3}, "phases is 3: a list is wanted"),
+        ({"phases": [3]}, "phases is 3: fields are wanted"),
+        ({"phases": [{"steps": 1, "losses": ["mel"]}]}, r"losses is \['mel'\]: dict is wanted"),
+        ({"phases": [{"steps": 1, "losses": {"mel": "high"}}]}, "losses, mel is 'high': a number is wanted"),
+        ({"batch_size": True}, "batch_size is True: int is wanted"),
     ],
 )
 def test_what_is_wrong_with_a_recipe_is_said(workplace, change, complaint):
     with pytest.raises(ValueError, match=complaint):
         recipe_of(workplace, **change)
+
+
+def test_sources_replace_those_of_an_empty_section(tmp_path):
+    (tmp_path / "recipe.yaml").write_text(
+        "model: {preset: speech-3kbps}\ndata:\nphases: [{steps: 1, losses: {mel: 1}}]"
+    )
+    assert load_recipe(tmp_path / "recipe.yaml", **{"data.train": ["a"]}).data.train == ("a",)
 
 
 def test_a_recipe_comes_back_as_it_was(workplace, tmp_path):

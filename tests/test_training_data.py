@@ -14,7 +14,6 @@ from fsqcodec.audio import read_audio, resample
 from fsqcodec.data import Clip, find_clips
 from fsqcodec.training.data import (
     Crops,
-    check_disjoint,
     collate,
     corpora,
     crop_batches,
@@ -188,22 +187,16 @@ def named(*speakers: str | None) -> list[Clip]:
 
 def test_what_is_evaluated_is_not_trained_on():
     clips, evaluation = named("a", "b", "a", "c"), named("a")
-    with pytest.raises(ValueError, match="0.wav, speaker a, would be trained on"):
-        check_disjoint(clips, evaluation)
-    with pytest.raises(ValueError, match="2.wav, speaker a, would be trained on"):
-        check_disjoint(clips[1:], evaluation)  # another recording of the speaker
-    left = without(clips, evaluation)
+    left = without(clips, evaluation)  # nor another recording of the speaker
     assert [clip.speaker for clip in left] == ["b", "c"]
-    check_disjoint(left, evaluation)
     with pytest.raises(ValueError, match="1 of 3 clips tell no speaker, x.wav among them"):
-        check_disjoint([*left, Clip("x.wav", Path("x.wav"))], evaluation)
+        without([*clips, Clip("x.wav", Path("x.wav"))], evaluation)
 
 
 def test_files_are_recognised_by_any_path_and_speakers_need_not_be_known(tmp_path):
     clips = ramps(tmp_path, 10, 20)
     (same,) = find_clips([f"{tmp_path}/../{tmp_path.name}/1.wav"])
     assert [clip.name for clip in without(clips, [same])] == [clips[0].name]
-    check_disjoint(clips[:1], [same])
 
 
 def test_held_out_speakers_are_whole_and_drawn_by_the_seed():
@@ -211,7 +204,7 @@ def test_held_out_speakers_are_whole_and_drawn_by_the_seed():
     training, validation = hold_out_speakers(clips, 2, seed=0)
     assert sorted(training + validation, key=clips.index) == clips
     assert len({clip.speaker for clip in validation}) == 2
-    check_disjoint(training, validation)
+    assert without(training, validation) == training
     _, of_reversed = hold_out_speakers(clips[::-1], 2, seed=0)
     assert set(of_reversed) == set(validation)
     assert len({tuple(hold_out_speakers(clips, 2, seed)[1]) for seed in range(20)}) > 5
@@ -221,7 +214,6 @@ def test_held_out_speakers_are_whole_and_drawn_by_the_seed():
         hold_out_speakers(named("a", None), 1, seed=0)
 
 
-@pytest.mark.skipif(not SHARED_MANIFEST.exists(), reason=f"needs the speech that {SHARED_MANIFEST} lists")
 def test_clips_are_held_out_where_speakers_are_unknown():
     clips = [Clip(str(number), Path(f"{number}.wav")) for number in range(40)]
     training, validation = hold_out_clips(clips, 24, seed=0)
@@ -246,12 +238,11 @@ def test_corpora_are_counted_with_their_licences(tmp_path):
     ]
 
 
+@pytest.mark.skipif(not SHARED_MANIFEST.exists(), reason=f"needs the speech that {SHARED_MANIFEST} lists")
 def test_the_shared_training_speech_is_disjoint_from_the_evaluation():
     training = find_clips([f"{SHARED_MANIFEST}:speech_train/"])
     evaluation = find_clips([f"{SHARED_MANIFEST}:speech_eval"])
-    check_disjoint(training, evaluation)
-    with pytest.raises(ValueError, match="would be trained on"):
-        check_disjoint([*training, evaluation[3]], evaluation)
+    assert without([*training, evaluation[3]], evaluation) == training
     crops = Crops(training[:20], 16000, 2.0, seed=0)
     assert all(0 < length <= 32000 and crop.std() > 1e-4 for crop, length in (crops[k] for k in range(20)))
 

@@ -234,7 +234,7 @@ def test_noise_begins_late_and_rises_to_its_probability():
 
 def test_the_use_of_codes_is_that_of_the_window():
     levels = (3, 4)
-    window = CodeUseWindow(levels, num_steps=2)
+    window = CodeUseWindow(levels, num_batches=2)
     window.add(torch.zeros(5, 1, 100, dtype=torch.int64), torch.ones(5, 100))
     every_code = torch.arange(12).reshape(2, 1, 6)
     window.add(every_code, torch.ones(2, 6))
@@ -253,7 +253,7 @@ def test_collapse_stops_the_run_with_the_reason():
     digits = torch.randint(7, (3, 4000), generator=torch.Generator().manual_seed(0))
 
     def use(first, second, third):
-        window = CodeUseWindow(levels, num_steps=1)
+        window = CodeUseWindow(levels, num_batches=1)
         window.add((first + 7 * second + 49 * third)[None, None], torch.ones(1, 4000))
         return window.use()
 
@@ -302,7 +302,7 @@ def save_results_of_a_half(rank, folder):
     quantizer, *tensors = two_process_case()
     share = slice(2 * rank, 2 * rank + 2)
     results = gradients_of(quantizer, DistributedDataParallel(quantizer), *(tensor[share] for tensor in tensors))
-    window = CodeUseWindow(quantizer.quantization_levels, num_steps=1)
+    window = CodeUseWindow(quantizer.quantization_levels, num_batches=1)
     window.add(results["indices"].unsqueeze(1), tensors[1][share])
     model = small_model("l3ac-fine")
     prepare_quantizer(model)
@@ -318,7 +318,7 @@ def second_half(_, folder):
 def test_two_processes_have_the_statistics_gradients_and_use_of_one_with_the_whole_batch(tmp_path):
     quantizer, *tensors = two_process_case()
     whole = gradients_of(quantizer, quantizer, *tensors)
-    window = CodeUseWindow(quantizer.quantization_levels, num_steps=1)
+    window = CodeUseWindow(quantizer.quantization_levels, num_batches=1)
     window.add(whole["indices"].unsqueeze(1), tensors[1])
     model = small_model("l3ac-fine")
     prepare_quantizer(model)

@@ -241,7 +241,7 @@ def _read_blocks(file: BinaryIO, codec: PreTrainedCodec) -> Iterator[torch.Tenso
 def _write_codes(file: BinaryIO, codes: torch.Tensor, codec: PreTrainedCodec):
     """Codes `(1, num_codebooks, num_frames)` as blocks; none where there are none."""
     frames_per_crop = getattr(codec.config, "frames_per_crop", 1)
-    for block in codes[0].split(MOST_FRAMES // frames_per_crop * frames_per_crop, dim=-1):
+    for block in codes[0].split(max(1, MOST_FRAMES // frames_per_crop) * frames_per_crop, dim=-1):
         if block.shape[-1]:
             _write(file, struct.pack("<H", block.shape[-1]) + pack(block, codec.config))
 

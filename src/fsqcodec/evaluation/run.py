@@ -131,9 +131,12 @@ class _Run:
 
     def __init__(self, settings: Settings, output_dir: Path, device: str | None):
         self.settings, self.output_dir, self.device = settings, output_dir, device
-        codecs = {name: load_codec(name, "cpu") for name in settings.codecs}
-        facts = {name: _facts(codec) for name, codec in codecs.items()}
-        all_channels = [codec.num_channels for codec in codecs.values()]
+        facts, all_channels = {}, []
+        for name in settings.codecs:  # one in memory at a time
+            codec = load_codec(name, "cpu")
+            facts[name] = _facts(codec)
+            all_channels.append(codec.num_channels)
+        del codec
         self.num_channels = max(all_channels)
         self.clips = _readable_clips(settings, min(all_channels))
         self.seconds = sum(clip.seconds for clip in self.clips.readable)

@@ -57,8 +57,9 @@ class FsqNeuCodecModel(NeuCodecDecodingMixin, PreTrainedCodec, NeuCodecModel):
         """
         hop_length = self.config.encoder_hop_length
         check_tensor(input_values, "input_values", 1, "num_samples", is_float=True)
-        check_tensor(input_features, "input_features", input_features.shape[1], "num_mel_bins", is_float=True)
-        (batch_size, _, num_samples), num_frames = input_values.shape, input_features.shape[1]
+        batch_size, _, num_samples = input_values.shape
+        self._check_features(input_features, batch_size)
+        num_frames = input_features.shape[1]
         if num_frames not in (num_samples // hop_length, num_samples // hop_length - 1):
             raise ValueError(
                 f"input_features have {num_frames} frames, input_values {num_samples} samples: there is one frame for "
@@ -92,6 +93,16 @@ class FsqNeuCodecModel(NeuCodecDecodingMixin, PreTrainedCodec, NeuCodecModel):
             input_values, input_features, padding_mask, input_features_mask, output_latents=True, return_dict=True
         )
         return self._reconstructed(encoded, input_values.shape[-1], output_latents)
+
+    def _check_features(self, input_features: torch.Tensor, batch_size: int):
+        if not isinstance(input_features, torch.Tensor):
+            raise ValueError(f"input_features are a {type(input_features).__name__}: a tensor is wanted")
+        num_mel_bins = self.semantic_encoder.config.feature_projection_input_dim
+        shape = tuple(input_features.shape)
+        if len(shape) != 3 or shape[0] != batch_size or shape[2] != num_mel_bins:
+            raise ValueError(f"input_features have shape {shape}: ({batch_size}, num_frames, {num_mel_bins}) is wanted")
+        if not input_features.is_floating_point():
+            raise ValueError(f"input_features hold {input_features.dtype}: floats are wanted")
 
     def _acoustic_features(
         self, input_values: torch.Tensor, mask: torch.Tensor | None, num_frames: int

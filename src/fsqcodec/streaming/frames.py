@@ -70,10 +70,8 @@ def _most_frames(model: CodecModel) -> int:
 def _join_statistics(company: Sequence[tuple[FrameDecoding, int]]) -> list[torch.Tensor] | None:
     """The given statistics of all streams, or `None` if they have none."""
     given = [pieces.statistics for pieces, _ in company]
-    if all(statistics is None for statistics in given):
+    if given[0] is None:
         return None
-    if any(statistics is None for statistics in given):
-        raise ValueError("streams with and without given statistics can't be pushed together: push them apart")
     sizes = [size for _, size in company]
     return [
         torch.cat([stage.expand(-1, size, -1, -1) for stage, size in zip(stages, sizes)], dim=1)

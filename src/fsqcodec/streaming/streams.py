@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from ..models.configuration_codec import ENHANCE_KERNEL_SIZES
 from ..models.feature_extraction_codec import LOUDEST_SENSIBLE_PEAK
 from ..models.modeling_codec import CodecModel
 from ..models.modeling_lycodec import LycodecModel
@@ -25,6 +26,8 @@ LONG_SECONDS = 60.0  # clips of this duration and more are encoded in pieces whe
 
 class _Stream(ABC):
     """What both directions share: input that waits until a frame is whole, the state, the end."""
+
+    _given: list[torch.Tensor] | None = None  # statistics that are given
 
     def __init__(self, model: CodecModel | LycodecModel, pieces: Pieces):
         if model.training:
@@ -220,10 +223,17 @@ def push_together(streams: Sequence[_Stream], chunks: Sequence) -> list[torch.Te
     kinds = {(type(stream._pieces), id(stream.model)) for stream in streams}
     if len(kinds) > 1:
         raise ValueError("streams that are pushed together must be of one model, all encoders or all decoders")
+    if len({stream._given is None for stream in streams}) > 1:
+        raise ValueError("streams with and without given statistics can't be pushed together: push them apart")
     inputs = []
     for stream, chunk in zip(streams, chunks):
         stream._check_open()
         steps = stream._checked(chunk)
+        if stream._given is not None and stream._given[0].shape[1] not in (1, len(steps)):
+            raise ValueError(
+                f"the given statistics are of {stream._given[0].shape[1]} clips, a chunk is of {len(steps)}: the same "
+                "number is wanted, or statistics of one clip"
+            )
         if stream._waiting is not None and len(steps) != len(stream._waiting):
             raise ValueError(
                 f"a chunk is of {len(steps)} clips, those before it were of {len(stream._waiting)}: the batch of a "
@@ -310,4 +320,9 @@ def _checked_statistics(model: CodecModel | LycodecModel, statistics: Sequence[t
     num_stages = len(model.decoder.stages)
     if len(statistics) != num_stages:
         raise ValueError(f"statistics are of {len(statistics)} stages: this decoder has {num_stages}")
+    num_envelopes = len(ENHANCE_KERNEL_SIZES)
+    for stage in statistics:
+        if not isinstance(stage, torch.Tensor) or stage.ndim != 4 or stage.shape[::2] != (2, num_envelopes):
+            given = f"shape {tuple(stage.shape)}" if isinstance(stage, torch.Tensor) else f"type {type(stage).__name__}"
+            raise ValueError(f"statistics of a stage have {given}: (2, batch, {num_envelopes}, 1) is wanted")
     return [stage.to(model.device) for stage in statistics]

@@ -36,9 +36,10 @@ class CodecTraining:
     def __init__(self, recipe: Recipe, codec: CodecModel, average: CodecModel, accelerator: Accelerator):
         self.recipe, self.codec, self.average, self.accelerator = recipe, codec, average, accelerator
         self.module: nn.Module = codec  # what a step calls, and whose parameters are trained
-        self.code_use = CodeUseWindow(codec.config.quantization_levels, recipe.check_collapse_steps)
+        num_batches = recipe.check_collapse_steps * recipe.accumulation_steps
+        self.code_use = CodeUseWindow(codec.config.quantization_levels, num_batches)
         self.perceptual = None
-        if recipe.perceptual_model is not None:
+        if any("perceptual" in phase.losses for phase in recipe.phases):
             self.perceptual = PerceptualLoss(recipe.perceptual_model, codec.config.sampling_rate)
             self.perceptual.to(accelerator.device)
         self.discriminator = self.discriminator_optimizer = None

@@ -201,24 +201,17 @@ def collate(crops: Sequence[tuple[torch.Tensor, int]]) -> dict[str, torch.Tensor
 
 
 def without(clips: Iterable[Clip], evaluation_clips: Iterable[Clip]) -> list[Clip]:
-    """The clips that are not among the evaluation's, by file or name, and whose speaker is not heard there."""
-    is_evaluated = _membership(evaluation_clips)
-    return [clip for clip in clips if not is_evaluated(clip)]
+    """The clips that are not among the evaluation's, by file or name, and whose speaker is not heard there.
 
-
-def check_disjoint(clips: Iterable[Clip], evaluation_clips: Iterable[Clip]):
-    """Raise `ValueError`, with the speaker, where training and evaluation share a clip or a speaker; and where the
-    evaluation has speakers, but a clip of the training does not tell its own."""
-    clips, evaluation_clips = list(clips), list(evaluation_clips)
-    is_evaluated = _membership(evaluation_clips)
-    shared = next((clip for clip in clips if is_evaluated(clip)), None)
-    if shared is not None:
-        raise ValueError(
-            f"{shared.name}, speaker {shared.speaker}, would be trained on, and it or its speaker is in the evaluation:"
-            " exclude the evaluation's clips from training"
-        )
-    if any(clip.speaker for clip in evaluation_clips):
-        _check_speakers_are_known(clips)
+    Raises `ValueError` where the evaluation has speakers, but one of these clips does not tell its own.
+    """
+    evaluation_clips = list(evaluation_clips)
+    identities = {_identity(clip) for clip in evaluation_clips}
+    speakers = {clip.speaker for clip in evaluation_clips} - {None}
+    left = [clip for clip in clips if clip.speaker not in speakers and _identity(clip) not in identities]
+    if speakers:
+        _check_speakers_are_known(left)
+    return left
 
 
 def hold_out_speakers(clips: Iterable[Clip], num_speakers: int, seed: int) -> tuple[list[Clip], list[Clip]]:
@@ -270,14 +263,6 @@ def corpora(clips: Iterable[Clip]) -> list[dict]:
         for (source, license), group in groups.items()
     ]
     return sorted(rows, key=lambda row: -row["hours"])
-
-
-def _membership(clips: Iterable[Clip]):
-    """A function that tells whether a clip, or its speaker, is among `clips`."""
-    clips = list(clips)
-    identities = {_identity(clip) for clip in clips}
-    speakers = {clip.speaker for clip in clips} - {None}
-    return lambda clip: clip.speaker in speakers or _identity(clip) in identities
 
 
 def _identity(clip: Clip):

@@ -59,7 +59,7 @@ class LycodecTraining:
             )
         self.recipe, self.codec, self.accelerator = recipe, codec, accelerator
         alignment = None
-        if recipe.perceptual_model is not None:
+        if any("alignment" in phase.losses for phase in recipe.phases):
             alignment = TokenAlignment(recipe.perceptual_model, config.latent_dim, config.sampling_rate)
         self.module = LycodecStep(codec, average, alignment)
         self._code_counts = torch.zeros(config.num_codebooks, config.codebook_size, device=accelerator.device)
@@ -164,6 +164,9 @@ class LycodecStep(nn.Module):
             values["stft"] = self._stft(input_values, clean, features, padding_mask)
         if "alignment" in wanted:
             values["alignment"] = self.alignment(input_values, features)
+        elif self.alignment is not None:  # processes wait for gradients of all parameters
+            nothing = 0 * sum(parameter.sum() for parameter in self.alignment.parameters())
+            values = {name: value + nothing for name, value in values.items()}
         return values, latents.detach()
 
     def _consistency(self, clean: torch.Tensor, features: torch.Tensor, padding_mask: torch.Tensor) -> torch.Tensor:

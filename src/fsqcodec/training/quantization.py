@@ -272,34 +272,34 @@ class CodeUse:
 
 
 class CodeUseWindow:
-    """The tokens of the last `num_steps` steps, to tell a quantizer that collapses from one that works.
+    """The tokens of the last `num_batches` batches, to tell a quantizer that collapses from one that works.
 
     Raises:
-        ValueError: fewer than one step.
+        ValueError: fewer than one batch.
     """
 
-    def __init__(self, quantization_levels, num_steps: int):
-        if num_steps < 1:
-            raise ValueError(f"a window of {num_steps} steps holds nothing: at least 1 is wanted")
+    def __init__(self, quantization_levels, num_batches: int):
+        if num_batches < 1:
+            raise ValueError(f"a window of {num_batches} batches holds nothing: at least 1 is wanted")
         self.quantization_levels = tuple(quantization_levels)
-        self._steps = deque(maxlen=num_steps)
+        self._batches = deque(maxlen=num_batches)
 
     def add(self, audio_codes: torch.Tensor, audio_codes_mask: torch.Tensor):
-        """One step's tokens, as `CodecModel` returns them: `(batch, 1, num_frames)`, and `(batch, num_frames)`."""
-        self._steps.append((audio_codes.detach()[:, 0], audio_codes_mask))
+        """One batch's tokens, as `CodecModel` returns them: `(batch, 1, num_frames)`, and `(batch, num_frames)`."""
+        self._batches.append((audio_codes.detach()[:, 0], audio_codes_mask))
 
     def state_dict(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """This process's steps, for `load_state_dict` of a run that goes on."""
-        return list(self._steps)
+        """This process's batches, for `load_state_dict` of a run that goes on."""
+        return list(self._batches)
 
-    def load_state_dict(self, steps: list[tuple[torch.Tensor, torch.Tensor]]):
+    def load_state_dict(self, batches: list[tuple[torch.Tensor, torch.Tensor]]):
         """Replace the window by what `state_dict` gave."""
-        self._steps.clear()
-        self._steps.extend(steps)
+        self._batches.clear()
+        self._batches.extend(batches)
 
     def use(self) -> CodeUse:
         """Of the window, over all processes: every process has to ask, and all get the same."""
-        codes = torch.cat([codes[mask.bool()] for codes, mask in self._steps] or [torch.zeros(0).long()])
+        codes = torch.cat([codes[mask.bool()] for codes, mask in self._batches] or [torch.zeros(0).long()])
         seen = _of_all_processes(tuple(each.cpu() for each in codes.unique(return_counts=True)))
         codes, inverse = torch.cat([codes for codes, _ in seen]).unique(return_inverse=True)
         counts = torch.zeros_like(codes).index_add_(0, inverse, torch.cat([counts for _, counts in seen]))

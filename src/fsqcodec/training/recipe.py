@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
+from types import UnionType
 from typing import Literal, get_args, get_origin
 
 import yaml
@@ -169,7 +170,11 @@ def load_recipe(path: str | os.PathLike, **replaced) -> Recipe:
         *sections, last = name.split(".")
         section = content
         for key in sections:
-            section = section.setdefault(key, {})
+            if section.get(key) is None:
+                section[key] = {}
+            section = section[key]
+            if not isinstance(section, dict):
+                raise ValueError(f"{path}, {key} is {section!r}: fields are wanted")
         section[last] = value
     recipe = recipe_of_dict(content, os.fspath(path))
     _check(recipe, os.fspath(path))
@@ -212,6 +217,8 @@ SECTIONS = {
 
 
 def _build(kind: type, content: dict, where: str):
+    if not isinstance(content, dict):
+        raise ValueError(f"{where} is {content!r}: fields are wanted, {', '.join(each.name for each in fields(kind))}")
     known = {each.name: each for each in fields(kind)}
     unknown = sorted(set(content) - set(known))
     if unknown:
@@ -219,6 +226,8 @@ def _build(kind: type, content: dict, where: str):
     values = {}
     for name, value in content.items():
         if name == "phases":
+            if not isinstance(value, list):
+                raise ValueError(f"{where}, phases is {value!r}: a list is wanted")
             values[name] = tuple(_build(Phase, phase, f"{where}, phases") for phase in value)
         elif name in SECTIONS and kind is Recipe:
             values[name] = _build(SECTIONS[name], value, f"{where}, {name}")
@@ -231,18 +240,33 @@ def _build(kind: type, content: dict, where: str):
 
 
 def _value(kind, value, where: str):
-    if kind is float and isinstance(value, (int, float)):
-        return float(value)
-    if isinstance(value, list):
-        each_kind = get_args(kind)[0] if get_args(kind) else None
-        return tuple(_value(each_kind, each, where) for each in value)
-    if get_origin(kind) is Literal and value not in get_args(kind):
-        raise ValueError(f"{where} is {value!r}: one of {', '.join(get_args(kind))} is wanted")
-    if kind in (int, bool, dict) and not isinstance(value, kind):
-        raise ValueError(f"{where} is {value!r}: {kind.__name__} is wanted")
+    """A field's value of YAML or JSON, where it is of the field's type."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is UnionType:
+        return None if value is None else _value(arguments[0], value, where)
+    if origin is Literal:
+        if value not in arguments:
+            raise ValueError(f"{where} is {value!r}: one of {', '.join(arguments)} is wanted")
+        return value
+    if origin is tuple:
+        length = None if arguments[-1] is Ellipsis else len(arguments)
+        if not isinstance(value, (list, tuple)) or length not in (None, len(value)):
+            raise ValueError(f"{where} is {value!r}: a list {f'of {length} ' if length else ''}is wanted")
+        return tuple(_value(arguments[0], each, where) for each in value)
+    if origin is dict:
+        _check_is(dict, value, where)
+        return {name: _value(arguments[1], each, f"{where}, {name}") for name, each in value.items()}
     if kind is float:
-        raise ValueError(f"{where} is {value!r}: a number is wanted (1.0e-3 and not 1e-3, in YAML)")
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ValueError(f"{where} is {value!r}: a number is wanted (1.0e-3 and not 1e-3, in YAML)")
+        return float(value)
+    _check_is(kind, value, where)
     return value
+
+
+def _check_is(kind: type, value, where: str):
+    if not isinstance(value, kind) or kind is int and isinstance(value, bool):
+        raise ValueError(f"{where} is {value!r}: {kind.__name__} is wanted")
 
 
 def _check(recipe: Recipe, where: str):

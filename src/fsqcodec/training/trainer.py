@@ -39,7 +39,7 @@ from ..presets import preset_config
 from ..rates import num_channels
 from . import losses
 from .codec_training import CodecTraining
-from .data import Crops, check_disjoint, collate, corpora, crop_batches, hold_out_clips, hold_out_speakers, without
+from .data import Crops, collate, corpora, crop_batches, hold_out_clips, hold_out_speakers, without
 from .lycodec_training import LycodecTraining
 from .optimizers import make_optimizers
 from .precision import is_bf16_fast
@@ -63,7 +63,8 @@ class Trainer:
             `accelerate launch` and the machine give.
 
     Raises:
-        ValueError: an output folder with another recipe's run; clips or speakers of the evaluation in training.
+        ValueError: an output folder with another recipe's run; an evaluation with speakers, and clips to train on that
+            do not tell theirs.
         FileNotFoundError: sources or a model that are not there.
     """
 
@@ -94,6 +95,9 @@ class Trainer:
         self.validation = Validation(self.validation_clips, self.output_dir, extractor, self.family.metrics)
         if (self.output_dir / "state.pt").exists():
             self._load_state()
+        if self.accelerator.is_main_process:
+            for name in ("log.jsonl", "validation.jsonl"):
+                _drop_lines_after(self.output_dir / name, self.step)
 
     def run(self):
         """Train to the recipe's last step. Raises `RuntimeError` where the quantizer collapses."""
@@ -110,11 +114,11 @@ class Trainer:
                     self._log(facts, progress)
                 if self.step % recipe.check_collapse_steps == 0:
                     self.family.check_collapse()
-                last = self.step == recipe.num_steps
-                if last or self._due(validated, recipe.validate_minutes):
+                validates = self.step == recipe.num_steps or self._due(validated, recipe.validate_minutes)
+                if validates:
                     self.validate()
                     validated = time.monotonic()
-                if last or self._due(saved, recipe.save_minutes):
+                if validates or self._due(saved, recipe.save_minutes):  # the state tells how good best/ is
                     self._save_state()
                     saved = time.monotonic()
 
@@ -213,15 +217,14 @@ class Trainer:
 
     def _prepare_data(self):
         data = self.recipe.data
-        evaluation = find_clips(data.evaluation)
-        clips = without(find_clips(data.train), evaluation)
-        check_disjoint(clips, evaluation)
+        clips = without(find_clips(data.train), find_clips(data.evaluation))
         self.validation_clips = []
-        if data.hold_out_speakers and any(clip.speaker for clip in clips):
+        holds_out = data.hold_out_speakers and data.num_validation_clips
+        if holds_out and any(clip.speaker for clip in clips):
             clips, held_out = hold_out_speakers(clips, data.hold_out_speakers, self.recipe.seed)
             step = max(1, len(held_out) // data.num_validation_clips)
             self.validation_clips = held_out[::step][: data.num_validation_clips]
-        elif data.hold_out_speakers:
+        elif holds_out:
             clips, self.validation_clips = hold_out_clips(clips, data.num_validation_clips, self.recipe.seed)
         self.crops = Crops(
             clips,
@@ -291,9 +294,6 @@ class Trainer:
         for optimizer, its_state in zip(self.optimizers, state["optimizers"]):
             optimizer.load_state_dict(its_state)
         self.family.load_state_dict(state)
-        if self.accelerator.is_main_process:
-            for name in ("log.jsonl", "validation.jsonl"):
-                _drop_lines_after(self.output_dir / name, self.step)
 
 
 def _initial_model(recipe: Recipe) -> PreTrainedCodec:

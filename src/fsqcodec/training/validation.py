@@ -1,7 +1,6 @@
 """How the averaged weights do on held-out clips, during a run: metrics, samples, the learning curve, saved folders."""
 
 import json
-import os
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
@@ -95,14 +94,15 @@ class Validation:
 
 
 def _save(model: PreTrainedCodec, extractor: CodecFeatureExtractor, record: dict, folder: Path):
-    """Replace a saved folder by one that is complete."""
-    replaced = folder.with_name(f".replaced-{folder.name}-{os.getpid()}")
-    if folder.exists():
-        folder.rename(replaced)
+    """Replace a saved folder by one that is complete; it stays until then."""
+    replaced = folder.with_name(f".replaced-{folder.name}")
     with atomic_folder(folder) as unfinished:
         model.save_pretrained(unfinished)
         extractor.save_pretrained(unfinished)
         (unfinished / TRAINING_RECORD).write_text(json.dumps(record, indent=1) + "\n")
         (unfinished / CARD_NAME).write_text(f"# {folder.parent.resolve().name}\n")  # the title that the card keeps
         (unfinished / CARD_NAME).write_text(model_card(unfinished))
+        shutil.rmtree(replaced, ignore_errors=True)
+        if folder.exists():
+            folder.rename(replaced)
     shutil.rmtree(replaced, ignore_errors=True)
