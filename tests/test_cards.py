@@ -57,7 +57,7 @@ def summary_of(folder: Path, **changes) -> dict:
     return {
         "fsqcodec_version": "0.9.9",
         "command": "fsqcodec evaluate recordings --model my-codec",
-        "data": {"sources": ["recordings"], "split": "test", "num_clips": 39, "seconds": 300.0, "digest": "0123abcd"},
+        "data": {"sources": ["recordings"], "num_clips": 39, "seconds": 300.0, "digest": "0123abcd"},
         "codecs": {"ours": {**entry, **changes}, "opus": opus},
     }
 
@@ -152,13 +152,13 @@ def test_an_evaluation_fills_card_and_model_index(folder):
     card = ModelCard(model_card(folder, summary))
     (result,) = card.data.eval_results
     assert (result.metric_type, result.metric_value) == ("pesq_wb", 1.23456)
-    assert (result.dataset_name, result.dataset_split) == ("recordings", "test")
+    assert result.dataset_name == "recordings"
     facts = table(card.text)
     assert facts["pesq_wb"] == ["1.235", "0.012", "37", "2"]
     assert facts["si_sdr_db"] == ["not measured", "-", "0", "39"]
     for stated in (
         summary["command"],
-        "39 clips, 5.0 minutes, of recordings, split test",
+        "39 clips, 5.0 minutes, of recordings (0123abcd)",
         "6100.2 bit/s",
         "full scale",
     ):

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from clips import ENGLISH, GERMAN
 from fsqcodec import CodecFeatureExtractor, CodecModel, list_presets
 from fsqcodec.audio import read_audio
-from fsqcodec.files import batches_by_length
+from fsqcodec.batches import batches_by_length
 from fsqcodec.packing import read_tokens, token_digest
 from fsqcodec_cli import app
 from small_configs import small_model
@@ -191,7 +191,7 @@ def test_running_out_of_memory_fails_the_files_of_a_batch_and_no_other(model_dir
     monkeypatch.setattr(CodecModel, "encode", encode_unless_long)
     soundfile.write(tmp_path / "long.wav", np.zeros(16000 * 40), 16000)
     soundfile.write(tmp_path / "short.wav", np.zeros(500), 16000)
-    monkeypatch.setattr("fsqcodec.files.BATCH_SECONDS_PER_CLIP", 1 / 16)
+    monkeypatch.setattr("fsqcodec.batches.BATCH_SECONDS_PER_CLIP", 1 / 16)
     result = run("encode", tmp_path / "long.wav", tmp_path / "short.wav", "-m", model_dir, "-o", tmp_path / "out")
     assert result.exit_code == 1
     assert "long.wav: not enough memory" in result.stderr

@@ -13,12 +13,16 @@ from fsqcodec.training.discriminators import (
     adversarial_loss,
     discriminator_loss,
     feature_matching_loss,
-    generator_loss,
     leveled,
 )
 
 LENGTHS = (4000, 3001, 517)
 SMALL_CHANNELS = (4, 8, 8, 8, 8)
+
+
+def generator_loss(real, fake) -> torch.Tensor:
+    """With the weights of HiFi-GAN (arXiv:2010.05646, equation 5), DAC and L3AC."""
+    return adversarial_loss(fake) + 2 * feature_matching_loss(real, fake)
 
 
 def small_discriminator() -> Discriminator:

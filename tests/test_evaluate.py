@@ -58,7 +58,7 @@ def recordings(tmp_path_factory):
 def finished(folder, recordings, tmp_path_factory):
     output = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fsqcodec.files.MAX_BATCH_SIZE", 2)
+        patch.setattr("fsqcodec.batches.MAX_BATCH_SIZE", 2)
         summary = evaluate(Settings((str(recordings),), (str(folder),), METRICS), output, command="fsqcodec ...")
     write_reports(output)
     return output, summary
@@ -127,7 +127,7 @@ def test_killed_again_and_again_it_ends_with_the_same_tables(finished, folder, r
     """SIGKILL as soon as the journal has grown by a line, until a run comes through."""
     output, summary = finished
     program = (
-        "import fsqcodec.evaluation.run as run, fsqcodec.files as files; files.MAX_BATCH_SIZE = 2;"
+        "import fsqcodec.evaluation.run as run, fsqcodec.batches as batches; batches.MAX_BATCH_SIZE = 2;"
         f"run.evaluate(run.Settings(({str(recordings)!r},), ({str(folder)!r},), {METRICS}), {str(tmp_path)!r},"
         "command='fsqcodec ...')"
     )

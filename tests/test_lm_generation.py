@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fsqcodec import CodecFeatureExtractor
+from fsqcodec import CodecFeatureExtractor, LycodecFeatureExtractor
 from fsqcodec.codecs import TransformersCodec, codec_of, load_codec
 from fsqcodec.lm import (
     AudioLogitsProcessor,
@@ -17,6 +17,7 @@ from fsqcodec.lm import (
     TextToAudioCollator,
     resize_embeddings,
 )
+from lycodec_models import small_lycodec
 from small_configs import small_model
 from small_language_model import SENTENCES, small_llama, text_tokenizer
 from small_neucodecs import FEATURE_EXTRACTORS, small_neucodec
@@ -146,6 +147,17 @@ def test_a_codec_that_normalises_over_the_clip_is_exact_in_a_file_and_live_with_
     with pytest.warns(UserWarning, match="normalises over the clip"):
         stream(AudioStreamer(vocabulary, codec, chunks.append, 0.01), [vocabulary.begin_of_audio_id], ids)
     assert len(chunks) > 2 and sum(map(len, chunks)) == len(whole)
+
+
+def test_stereo_is_written_as_stereo(tmp_path):
+    codec = codec_of(small_lycodec(noise_level=1.0), LycodecFeatureExtractor(sampling_rate=48000))
+    vocabulary = AudioVocabulary.for_codec(codec)
+    codes = random_codes(codec, 2 * codec.model.config.frames_per_crop)
+    ids = [vocabulary.begin_of_audio_id, *vocabulary.codes_to_ids(codes).tolist(), vocabulary.end_of_audio_id]
+    stream(AudioStreamer(vocabulary, codec, tmp_path / "out.wav"), ids[:1], ids[1:] + ids)
+    (whole,) = codec.decode([codes.numpy()])
+    written, _ = soundfile.read(tmp_path / "out.wav")
+    np.testing.assert_allclose(written.T, np.tile(whole.clip(-1, 1), 2), atol=1e-4)
 
 
 def test_neucodec_is_exact_in_a_file_and_live_in_chunks_that_overlap(tmp_path):

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fsqcodec import LycodecModel, StreamingDecoder, StreamingEncoder
-from fsqcodec.pipe import decode_pipe, encode_pipe
+from fsqcodec.pipe import MOST_FRAMES, decode_pipe, encode_pipe
 from fsqcodec.streaming import push_together
 from lycodec_models import SMALL, small_lycodec, stereo_clip
 from small_configs import small_model
@@ -173,3 +173,14 @@ def test_a_pipe_takes_the_samples_of_both_channels_in_turn():
         encode_pipe(io.BytesIO(pcm[:-2]), io.BytesIO(), model)
     with pytest.raises(ValueError, match="-f s16le -ac 2"):
         encode_pipe(io.BytesIO(b"RIFF" + pcm), io.BytesIO(), model)
+
+
+def test_a_pipe_takes_crops_of_more_frames_than_a_block_has():
+    model = small_lycodec(noise_level=1.0, frames_per_crop=72)
+    assert model.config.frames_per_crop > MOST_FRAMES
+    pcm = (stereo_clip(2 * CROP + 100) * 32767).to(torch.int16).T.contiguous().numpy().astype("<i2").tobytes()
+    tokens, samples = io.BytesIO(), io.BytesIO()
+    encode_pipe(io.BytesIO(pcm), tokens, model)
+    tokens.seek(0)
+    decode_pipe(tokens, samples, model)
+    assert len(samples.getvalue()) == len(pcm)

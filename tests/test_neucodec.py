@@ -200,3 +200,12 @@ def test_wrong_audio_is_refused(models):
     features = _features("neucodec", [speech_like_clip(4000)])
     with pytest.raises(ValueError, match="have 12 frames, input_values 8000 samples"):
         models["neucodec"].encode(torch.zeros(1, 1, 8000), features["input_features"])
+    for wrong, message in (
+        (None, "input_features are a NoneType: a tensor is wanted"),
+        (features["input_features"][0], r"have shape \(12, 160\): \(1, num_frames, 160\) is wanted"),
+        (features["input_features"].repeat(2, 1, 1), r"have shape \(2, 12, 160\): \(1, num_frames, 160\) is wanted"),
+        (features["input_features"][..., :80], r"have shape \(1, 12, 80\)"),
+        (features["input_features"].long(), "input_features hold torch.int64: floats are wanted"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            models["neucodec"].encode(features["input_values"], wrong)

@@ -38,6 +38,12 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         raise
 
 
+def check_new_folder(path: Path):
+    """Raise `FileExistsError` for the output of a command that exists and is no empty folder."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise FileExistsError(f"{path} exists and is not empty: give a new folder")
+
+
 def _unfinished(path: Path) -> Path:
     """A new name, known before anything is created: an interruption at any moment leaves nothing behind."""
     return path.with_name(f".unfinished-{uuid.uuid4().hex}")

@@ -14,6 +14,7 @@ import math
 import os
 from abc import ABC, abstractmethod
 from collections import defaultdict
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,9 @@ from .models.modeling_neucodec import FsqNeuCodecModel
 from .models.pretrained import PreTrainedCodec
 from .presets import PRESETS
 from .rates import num_channels
-from .streaming import LONG_SECONDS, StreamingEncoder
+from .streaming import StreamingEncoder
+
+LONG_SECONDS = 60.0  # clips of this duration and more are coded in pieces wherever that makes no difference
 
 
 class Codec(ABC):
@@ -183,7 +186,6 @@ class TransformersCodec(Codec):
         config = model.config
         self.name, self.model, self.feature_extractor = name, model, feature_extractor
         self.revision = getattr(config, "_commit_hash", None)
-        self.digest = model_digest(model)
         self.input_sampling_rate = feature_extractor.sampling_rate
         self.output_sampling_rate = getattr(config, "output_sampling_rate", self.input_sampling_rate)
         self.num_channels = num_channels(config)
@@ -193,6 +195,10 @@ class TransformersCodec(Codec):
         self.codebook_sizes = self._select(self._all_codebook_sizes(), num_codebooks)
         if hasattr(config, "quantization_levels") and len(self.codebook_sizes) == 1:
             self.quantization_levels = list(config.quantization_levels)
+
+    @cached_property
+    def digest(self) -> str:
+        return model_digest(self.model)
 
     def encode(self, audio: list[np.ndarray]) -> list[np.ndarray]:
         groups = [(self._is_streamed(clip), None if self._batches_are_exact else clip.shape[-1]) for clip in audio]
@@ -234,6 +240,7 @@ class TransformersCodec(Codec):
     def _encode_batch(self, audio: list[np.ndarray]) -> list[np.ndarray]:
         # Transformers' extractors take stereo as (num_samples, num_channels)
         clips = [clip.T if clip.ndim == 2 else clip for clip in audio]
+        clips = clips[0] if len(clips) == 1 else clips  # what is wrong with it is then not said of a clip by number
         features = self.feature_extractor(clips, sampling_rate=self.input_sampling_rate, return_tensors="pt")
         taken = inspect.signature(self.model.encode).parameters  # DAC has no mask
         features = {key: value for key, value in features.to(self.model.device).items() if key in taken}

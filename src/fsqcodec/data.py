@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 
 from .audio import AUDIO_SUFFIXES, audio_seconds, read_audio_and_rate
-from .files import resolve_files
+from .paths import resolve_files
 
 MANIFEST_SUFFIXES = (".jsonl", ".csv", ".parquet")
 FACT_COLUMNS = (  # of a clip: each fact's possible columns, the facts in the order of `Clip`

@@ -9,7 +9,7 @@ from .files import TOKEN_SUFFIX, load_fsq_codec
 from .models.configuration_neucodec import NeuCodecRates
 from .packing import read_token_facts, token_digest
 from .presets import PRESETS, list_presets, preset_config
-from .rates import num_channels
+from .rates import num_channels, samples_and_milliseconds
 
 
 def describe(target: str | None) -> Iterator[tuple[str, str]]:
@@ -54,10 +54,10 @@ def _config_rows(config: PreTrainedConfig) -> Iterator[tuple[str, str]]:
         yield "codebooks, each frame", str(config.num_codebooks)
     yield "bits per second", f"{config.bitrate:.1f}"
     yield "algorithmic latency", f"{1000 * config.algorithmic_latency:.1f} ms"
-    yield "encoder look-ahead", _samples_and_milliseconds(config.encoder_lookahead_samples, config)
-    yield "decoder look-ahead", _samples_and_milliseconds(config.decoder_lookahead_samples, config)
-    yield "encoder look-back", _samples_and_milliseconds(config.encoder_context_samples, config)
-    yield "decoder look-back", _samples_and_milliseconds(config.decoder_context_samples, config)
+    yield "encoder look-ahead", samples_and_milliseconds(config.encoder_lookahead_samples, config)
+    yield "decoder look-ahead", samples_and_milliseconds(config.decoder_lookahead_samples, config)
+    yield "encoder look-back", samples_and_milliseconds(config.encoder_context_samples, config)
+    yield "decoder look-back", samples_and_milliseconds(config.decoder_context_samples, config)
     if getattr(config, "has_attention", False):
         window_seconds = config.attention_window_size / config.frame_rate
         yield "attention window", f"{config.attention_window_size} frames ({window_seconds:.2f} s)"
@@ -72,7 +72,3 @@ def _neucodec_rows(config: NeuCodecRates) -> Iterator[tuple[str, str]]:
     yield "codebook size", f"{config.codebook_size} ({' x '.join(map(str, config.quantization_levels))})"
     yield "bits per second", f"{config.bitrate:.1f}"
     yield "look-ahead and look-back", "the whole clip"
-
-
-def _samples_and_milliseconds(num_samples: int, config: PreTrainedConfig) -> str:
-    return f"{num_samples} samples ({1000 * num_samples / config.sampling_rate:.1f} ms)"

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram
 
-from .atomic import atomic_folder
+from .atomic import atomic_folder, check_new_folder
 from .models.modeling_codec import CodecModel
 from .packing import token_digest
 
@@ -89,8 +89,7 @@ def export_onnx(model: CodecModel, output_dir: str | os.PathLike) -> Path:
     _check_onnx_is_installed()
     _check_exportable(model)
     output_dir = Path(output_dir)
-    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
-        raise FileExistsError(f"{output_dir} exists and is not empty: export into a new folder")
+    check_new_folder(output_dir)
     with atomic_folder(output_dir) as unfinished:
         shapes = _encoder_shapes("batch", "num_samples")
         _write_onnx(export_encoder(model), unfinished / "encoder.onnx", ENCODER_INPUTS, ENCODER_OUTPUTS, shapes)

@@ -3,31 +3,29 @@
 One bad file does not stop the others, nothing that exists is replaced unless asked, and no unfinished file is left.
 """
 
-import glob
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from .audio import AUDIO_SUFFIXES, audio_seconds, read_audio, read_audio_pieces, write_audio, write_audio_pieces
-from .codecs import load_feature_extractor, load_model
+from .batches import batches_by_length, encode_each
+from .codecs import LONG_SECONDS, codec_of, load_feature_extractor, load_model
 from .models.modeling_codec import CodecModel
 from .models.pretrained import PreTrainedCodec
 from .packing import Tokens, read_token_facts, read_tokens, token_digest, write_tokens
-from .rates import input_sampling_rate, num_channels, output_sampling_rate
-from .streaming import LONG_SECONDS, StreamingDecoder, StreamingEncoder, clip_statistics
+from .paths import resolve_files
+from .rates import input_sampling_rate, output_sampling_rate
+from .streaming import StreamingDecoder, StreamingEncoder, clip_statistics
 
 TOKEN_SUFFIX = ".safetensors"
-MAX_BATCH_SIZE = 16
-BATCH_SECONDS_PER_CLIP = 4.0  # of the largest batch, padding included
 PIECE_SECONDS = 5.0
-Item = TypeVar("Item")
 
 
 @dataclass
@@ -77,29 +75,30 @@ def encode_files(
     outputs = _plan(inputs, Path(output_dir), AUDIO_SUFFIXES, TOKEN_SUFFIX)
     report = FilesReport()
     codec = load_fsq_codec(model, device)
-    extractor = load_feature_extractor(model, codec)
-    digest, sampling_rate = token_digest(codec), input_sampling_rate(codec.config)
+    adapter = codec_of(codec, load_feature_extractor(model, codec))
+    digest, sampling_rate = token_digest(codec), adapter.input_sampling_rate
     durations = {}
     for source in _without_existing(outputs, overwrite, report):
-        with _failures_reported([source], report):
+        with _failures_reported(source, report):
             durations[source] = audio_seconds(source)
     with tqdm(total=len(durations), unit="file", desc="encode") as progress:
         for batch in batches_by_length(durations):
             encoded = {}
             if isinstance(codec, CodecModel) and durations[batch[0]] >= LONG_SECONDS:  # so long that it is alone
-                with _failures_reported(batch, report):
-                    encoded = {batch[0]: _encode_in_pieces(codec, batch[0], channels, PIECE_SECONDS)}
+                with _failures_reported(batch[0], report):
+                    encoded[batch[0]] = _encode_in_pieces(codec, batch[0], channels, PIECE_SECONDS)
             else:
                 clips = {}
                 for source in batch:
-                    with _failures_reported([source], report):
-                        clip = read_audio(source, sampling_rate, channels, num_channels(codec.config))
-                        extractor(clip.T, sampling_rate=sampling_rate)  # refuses what the model can't take
-                        clips[source] = clip
-                with _failures_reported(clips, report):
-                    encoded = _encode_batch(codec, extractor, clips)
+                    with _failures_reported(source, report):
+                        clips[source] = read_audio(source, sampling_rate, channels, adapter.num_channels)
+                for (source, clip), result in zip(clips.items(), encode_each(adapter, list(clips.values()))):
+                    with _failures_reported(source, report):
+                        if isinstance(result, Exception):
+                            raise result
+                        encoded[source] = torch.from_numpy(result), clip.shape[-1]
             for source, (codes, num_samples) in encoded.items():
-                with _failures_reported([source], report):
+                with _failures_reported(source, report):
                     tokens = Tokens(codes, os.fspath(model), digest, sampling_rate, num_samples)
                     write_tokens(outputs[source], tokens, codec.config)
                     report.written.append(outputs[source])
@@ -146,25 +145,6 @@ def _encode_in_pieces(
     return torch.cat(codes, dim=-1)[0].cpu(), num_samples
 
 
-@torch.inference_mode()
-def _encode_batch(
-    codec: PreTrainedCodec, extractor, clips: dict[Path, np.ndarray]
-) -> dict[Path, tuple[torch.Tensor, int]]:
-    """Codes `(num_codebooks, num_frames)` of each clip, `(num_samples,)` or `(num_channels, num_samples)`, and
-    `num_samples`."""
-    if not clips:
-        return {}
-    sampling_rate = input_sampling_rate(codec.config)
-    audio = [clip.T for clip in clips.values()]  # extractors of Transformers take channels last
-    features = extractor(audio, sampling_rate=sampling_rate, return_tensors="pt")
-    encoded = codec.encode(**features.to(codec.device))
-    num_frames = encoded.audio_codes_mask.sum(dim=-1).tolist()
-    return {
-        source: (codes[:, :n].cpu(), clip.shape[-1])
-        for (source, clip), codes, n in zip(clips.items(), encoded.audio_codes, num_frames)
-    }
-
-
 def decode_files(
     inputs: Iterable[str | os.PathLike],
     model: str | os.PathLike,
@@ -187,7 +167,7 @@ def decode_files(
     codec = load_fsq_codec(model, device)
     digest = token_digest(codec)
     for source in tqdm(_without_existing(outputs, overwrite, report), unit="file", desc="decode"):
-        with _failures_reported([source], report):
+        with _failures_reported(source, report):
             tokens = _readable_tokens(source, codec, model, digest)
             peak = _decode_tokens(tokens, codec, outputs[source], limit_peaks)
             if peak > 1:
@@ -282,14 +262,13 @@ def _decoded_pieces(tokens: Tokens, codec: CodecModel, piece_seconds: float) -> 
 
 
 @contextmanager
-def _failures_reported(sources: Iterable[Path], report: FilesReport) -> Iterator[None]:
-    """Turn an error, running out of memory among them, into a line of the report for each of the files."""
+def _failures_reported(source: Path, report: FilesReport) -> Iterator[None]:
+    """Turn an error, running out of memory among them, into a line of the report."""
     try:
         yield
     except (ValueError, OSError, RuntimeError) as error:
         reason = str(error)
-        for source in sources:
-            report.failed[source] = reason if str(source) in reason else f"{source}: {reason}"
+        report.failed[source] = reason if str(source) in reason else f"{source}: {reason}"
 
 
 def _plan(inputs, output_dir: Path, suffixes: tuple[str, ...], output_suffix: str) -> dict[Path, Path]:
@@ -306,29 +285,6 @@ def _plan(inputs, output_dir: Path, suffixes: tuple[str, ...], output_suffix: st
     return outputs
 
 
-def resolve_files(given: str, suffixes: tuple[str, ...]) -> list[tuple[Path, Path]]:
-    """(file, its path below the output folder) of a file, a folder or a glob."""
-    path = Path(given)
-    if path.is_file():
-        return [(path, Path(path.name))]
-    if path.is_dir():
-        found = sorted(file for file in path.rglob("[!.]*") if _is_wanted(file, suffixes))
-        if not found:
-            raise FileNotFoundError(f"the folder {given} has no file that ends in {', '.join(suffixes)}")
-        return [(file, file.relative_to(path)) for file in found]
-    matches = sorted(Path(match) for match in glob.glob(given, recursive=True))
-    found = [match for match in matches if _is_wanted(match, suffixes)]
-    if not found:
-        endings = ", ".join(suffixes)
-        raise FileNotFoundError(f"{given} is no file, no folder and no pattern of files that end in {endings}")
-    return [(file, Path(file.name)) for file in found]
-
-
-def _is_wanted(path: Path, suffixes: tuple[str, ...]) -> bool:
-    """Whether it is a file by its name; a link to nowhere is one too, which is to fail and not to be passed over."""
-    return path.suffix.lower() in suffixes and (path.is_file() or not path.exists())
-
-
 def _without_existing(outputs: dict[Path, Path], overwrite: bool, report: FilesReport) -> list[Path]:
     sources = []
     for source, output in outputs.items():
@@ -337,18 +293,3 @@ def _without_existing(outputs: dict[Path, Path], overwrite: bool, report: FilesR
         else:
             sources.append(source)
     return sources
-
-
-def batches_by_length(durations: dict[Item, float], max_batch_size: int = MAX_BATCH_SIZE) -> Iterator[list[Item]]:
-    """Groups of items of similar duration, in seconds, longest first, so that what runs out of memory does so at once:
-    at most `max_batch_size` of them, and four seconds for each of these with padding."""
-    max_seconds = max_batch_size * BATCH_SECONDS_PER_CLIP
-    batch = []
-    for item in sorted(durations, key=durations.get, reverse=True):
-        longest = durations[batch[0]] if batch else 0.0
-        if batch and (len(batch) == max_batch_size or (len(batch) + 1) * longest > max_seconds):
-            yield batch
-            batch = []
-        batch.append(item)
-    if batch:
-        yield batch

@@ -14,3 +14,8 @@ def output_sampling_rate(config) -> int:
 def num_channels(config) -> int:
     """Of the audio that a codec takes and returns, by its configuration: mono unless it says otherwise."""
     return getattr(config, "num_channels", getattr(config, "audio_channels", 1))
+
+
+def samples_and_milliseconds(num_samples: int, config) -> str:
+    """A duration for people, at the codec's `sampling_rate`."""
+    return f"{num_samples} samples ({1000 * num_samples / config.sampling_rate:.1f} ms)"

@@ -7,7 +7,7 @@ import torch
 from huggingface_hub import hf_hub_download
 from transformers import AutoModel, PreTrainedConfig
 
-from ..atomic import atomic_folder
+from ..atomic import atomic_folder, check_new_folder
 from ..hub.cards import CARD_NAME, converted_model_card, converted_neucodec_card
 from ..models.configuration_codec import CodecConfig
 from ..models.configuration_lycodec import LycodecConfig
@@ -86,8 +86,7 @@ def convert_checkpoint(
         if not preset.startswith(f"{origin}-"):
             raise ValueError(f"preset {preset!r} is not of the family {origin!r}")
     output_dir = Path(output_dir)
-    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
-        raise FileExistsError(f"{output_dir} exists and is not empty: convert into a new folder")
+    check_new_folder(output_dir)
     _check_arguments(origin, semantic, verify, ema)
     if origin == LYCODEC:
         model = _lycodec_model(Path(source), config, ema)

@@ -23,9 +23,9 @@ from tqdm import tqdm
 
 from ..atomic import atomic_path
 from ..audio import resample, write_audio
+from ..batches import batches_by_length
 from ..codecs import Codec, load_codec
 from ..data import Clip, find_clips
-from ..files import batches_by_length
 from .alignment import MAX_DELAY_SECONDS, align
 from .journal import Journal
 from .learned_metrics import LEARNED_METRICS

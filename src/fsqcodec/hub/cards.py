@@ -23,7 +23,7 @@ from ..models.configuration_codec import CodecConfig
 from ..models.configuration_lycodec import LycodecConfig
 from ..models.configuration_neucodec import NeuCodecRates
 from ..presets import CONFIGURATIONS, PRESETS, list_presets
-from ..rates import input_sampling_rate
+from ..rates import input_sampling_rate, samples_and_milliseconds
 
 CARD_NAME = "README.md"
 TRAINING_RECORD = "training.json"  # which the trainer puts into the folders that it saves
@@ -266,13 +266,12 @@ def _evaluation(summary: dict, name: str, config: PreTrainedConfig) -> Evaluatio
             f"model has {wanted[0]} Hz, {wanted[1]} and {wanted[2]}: it is another codec"
         )
     sources = ", ".join(Path(source).name if os.path.isabs(source) else source for source in data["sources"])
-    split = f", split {data['split']}" if data.get("split") else ""
     measured = {metric: facts for metric, facts in entry["metrics"].items() if facts["mean"] is not None}
     if entry.get("resembles_original") is False:
         measured = {}  # a model-index has no place for the warning
     return Evaluation(
         version=summary["fsqcodec_version"],
-        data=f"{data['num_clips']} clips, {data['seconds'] / 60:.1f} minutes, of {sources}{split} ({data['digest']})",
+        data=f"{data['num_clips']} clips, {data['seconds'] / 60:.1f} minutes, of {sources} ({data['digest']})",
         rows=[
             (
                 metric,
@@ -291,7 +290,6 @@ def _evaluation(summary: dict, name: str, config: PreTrainedConfig) -> Evaluatio
                 task_type="audio-to-audio",
                 dataset_type=sources,
                 dataset_name=sources,
-                dataset_split=data.get("split"),
                 dataset_args={"num_clips": data["num_clips"], "digest": data["digest"]},
                 metric_type=metric,
                 metric_value=facts["mean"],
@@ -396,8 +394,8 @@ def _facts(config_class: type[PreTrainedConfig], fields: str) -> dict[str, str]:
         **({"codebooks": f"{config.num_codebooks}"} if config.num_codebooks > 1 else {}),
         "bits per token": f"{config.bits_per_frame:.2f}",
         "bits per second": f"{config.bitrate:.1f}",
-        "encoder look-ahead": _samples_and_milliseconds(config.encoder_lookahead_samples, config),
-        "decoder look-ahead": _samples_and_milliseconds(config.decoder_lookahead_samples, config),
+        "encoder look-ahead": samples_and_milliseconds(config.encoder_lookahead_samples, config),
+        "decoder look-ahead": samples_and_milliseconds(config.decoder_lookahead_samples, config),
         **_attention_fact(config),
         "parameters": f"{parameters['total']:,}",
         "of these in encoder, decoder": f"{parameters['encoder']:,}, {parameters['decoder']:,}",
@@ -411,7 +409,3 @@ def _attention_fact(config: PreTrainedConfig) -> dict[str, str]:
         return {}
     window = config.attention_window_size
     return {"attention window": f"{window} tokens ({window / config.frame_rate:.2f} s)"}
-
-
-def _samples_and_milliseconds(num_samples: int, config: PreTrainedConfig) -> str:
-    return f"{num_samples} samples ({1000 * num_samples / config.sampling_rate:.1f} ms)"

@@ -100,11 +100,8 @@ class AudioStreamer(BaseStreamer):
     ):
         vocabulary.check_codec(codec)
         self.vocabulary, self.codec, self.output = vocabulary, codec, output
-        if not callable(output):
-            if Path(output).suffix.lower() not in WRITABLE_SUFFIXES:
-                raise ValueError(f"{output} is no {' or '.join(WRITABLE_SUFFIXES)} file: audio is written as one")
-            if codec.num_channels > 1:
-                raise ValueError(f"{codec.name} has {codec.num_channels} channels, files are mono: give a function")
+        if not callable(output) and Path(output).suffix.lower() not in WRITABLE_SUFFIXES:
+            raise ValueError(f"{output} is no {' or '.join(WRITABLE_SUFFIXES)} file: audio is written as one")
         self._span_decoder = _span_decoder(codec, for_file=not callable(output))
         self._num_chunk_ids = max(1, round(chunk_seconds * codec.frame_rate)) * vocabulary.num_ids_per_frame
         self._reset()
@@ -133,7 +130,7 @@ class AudioStreamer(BaseStreamer):
         self._close_span()
         if not callable(self.output):
             if self._audio:
-                write_audio(self.output, np.concatenate(self._audio), self.codec.output_sampling_rate)
+                write_audio(self.output, np.concatenate(self._audio, axis=-1), self.codec.output_sampling_rate)
             else:
                 warnings.warn(f"no audio was generated: {self.output} is not written", stacklevel=2)
         self._reset()

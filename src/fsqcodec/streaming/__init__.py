@@ -7,6 +7,6 @@
 have in common. The layers themselves are in `models/streaming_codec.py`.
 """
 
-from .streams import LONG_SECONDS, StreamingDecoder, StreamingEncoder, clip_statistics, push_together
+from .streams import StreamingDecoder, StreamingEncoder, clip_statistics, push_together
 
-__all__ = ["LONG_SECONDS", "StreamingDecoder", "StreamingEncoder", "clip_statistics", "push_together"]
+__all__ = ["StreamingDecoder", "StreamingEncoder", "clip_statistics", "push_together"]

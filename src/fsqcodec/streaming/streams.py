@@ -21,8 +21,6 @@ from .crops import CropDecoding, CropEncoding, OverlappingCropDecoding, Overlapp
 from .frames import FrameDecoding, FrameEncoding, FrameMeasuring
 from .pieces import End, Pieces
 
-LONG_SECONDS = 60.0  # clips of this duration and more are encoded in pieces wherever that makes no difference
-
 
 class _Stream(ABC):
     """What both directions share: input that waits until a frame is whole, the state, the end."""

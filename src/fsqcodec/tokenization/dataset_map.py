@@ -8,8 +8,8 @@ import datasets
 import numpy as np
 
 from ..audio import mix_channels, read_audio, resample
+from ..batches import batches_by_length
 from ..codecs import codec_of
-from ..files import batches_by_length
 
 
 class TokenizeAudio:

@@ -11,11 +11,10 @@ from pathlib import Path
 
 import fsspec
 import numpy as np
-import torch
 
 from ..audio import audio_seconds, read_audio
+from ..batches import batches_by_length, encode_each
 from ..codecs import Codec
-from ..files import batches_by_length
 from .sources import Row
 
 NUM_READERS = min(8, os.cpu_count() or 1)
@@ -50,7 +49,7 @@ def encode_rows(codec: Codec, rows: Iterable[Row], channels: str, batch_size: in
         rows: read ahead by some hundred.
         channels: of clips with more channels than the codec has, `"mix"` takes the mean, `"refuse"` is an error of the
             row.
-        batch_size: clips that are encoded at once, at most; see `fsqcodec.files.batches_by_length`.
+        batch_size: clips that are encoded at once, at most; see `fsqcodec.batches.batches_by_length`.
 
     Raises `RuntimeError` where the device fails, which is no clip's fault.
     """
@@ -89,7 +88,7 @@ def _encode_window(
     for batch in _read_ahead(readers, batches_by_length(durations, batch_size), read):
         clips = {position: reading.result() for position, reading in batch.items() if not reading.exception()}
         results = {position: reading.exception() for position, reading in batch.items()}
-        results.update(zip(clips, _encode_clips(codec, list(clips.values()))))
+        results.update(zip(clips, encode_each(codec, list(clips.values()))))
         for position, result in results.items():
             row = window.pop(position)  # and what it holds
             encoded = EncodedRow(position, replace(row, audio=None))
@@ -97,22 +96,6 @@ def _encode_window(
                 yield replace(encoded, error=_reason(row, result))
             else:
                 yield replace(encoded, codes=result, num_samples=clips[position].shape[-1])
-
-
-def _encode_clips(codec: Codec, clips: list[np.ndarray]) -> list[np.ndarray | Exception]:
-    """Codes of each clip; if the batch fails, of each alone, or its error."""
-    if not clips:
-        return []
-    try:
-        codes = codec.encode(clips)
-        if not all(clip_codes.size for clip_codes in codes):
-            raise ValueError("there are no codes: the clip is too short")
-        return codes
-    except Exception as error:
-        torch.ones(1, device=codec.model.device).item()  # raises where the device itself has failed
-        if len(clips) == 1:
-            return [error]
-    return [_encode_clips(codec, [clip])[0] for clip in clips]
 
 
 def windows(numbered: Iterator[tuple[int, Row]]) -> Iterator[dict[int, Row]]:

@@ -26,9 +26,9 @@ import torch
 from tqdm import tqdm
 
 from ..atomic import atomic_path
+from ..batches import MAX_BATCH_SIZE
 from ..codecs import load_codec
 from ..evaluation.journal import check_same_run
-from ..files import MAX_BATCH_SIZE
 from .encoding import EncodedRow, encode_rows
 from .shards import ERRORS_SCHEMA, codec_facts, read_errors, shard_schema, write_shard
 from .sources import open_source

@@ -33,7 +33,7 @@ from ..data import (
     split_data_set,
     split_manifest,
 )
-from ..files import resolve_files
+from ..paths import resolve_files
 
 TAR_SUFFIXES = (".tar", ".tgz")
 ROWS_AT_ONCE = 16  # of a parquet file, which may hold the audio

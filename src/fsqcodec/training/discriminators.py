@@ -31,7 +31,6 @@ BAND_CHANNELS = 32
 LEAKY_SLOPE = 0.1
 PEAK = 0.8
 QUIETEST_PEAK = 1e-3
-FEATURE_MATCHING_WEIGHT = 2
 
 
 class Features(NamedTuple):
@@ -191,12 +190,6 @@ def discriminator_loss(real: list[list[Features]], fake: list[list[Features]]) -
     """
     verdicts = [(a[-1], b[-1]) for a, b in zip(real, fake)]
     return sum(a.mean_over_clips((1 - a.values).square()) + b.mean_over_clips(b.values.square()) for a, b in verdicts)
-
-
-def generator_loss(real: list[list[Features]], fake: list[list[Features]]) -> torch.Tensor:
-    """The codec's side: `adversarial_loss` plus twice `feature_matching_loss`, as in HiFi-GAN (arXiv:2010.05646,
-    equation 5), DAC and L3AC: `(batch,)`."""
-    return adversarial_loss(fake) + FEATURE_MATCHING_WEIGHT * feature_matching_loss(real, fake)
 
 
 def adversarial_loss(fake: list[list[Features]]) -> torch.Tensor:
