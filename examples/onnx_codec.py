@@ -11,6 +11,8 @@ import numpy as np
 import onnxruntime
 import soundfile
 
+if len(sys.argv) != 4:
+    sys.exit(__doc__)
 folder, source, target = map(Path, sys.argv[1:])
 encoder = onnxruntime.InferenceSession(folder / "encoder.onnx", providers=["CPUExecutionProvider"])
 decoder = onnxruntime.InferenceSession(folder / "decoder.onnx", providers=["CPUExecutionProvider"])
@@ -18,6 +20,8 @@ codec = json.loads((folder / "codec.json").read_text())
 audio, sampling_rate = soundfile.read(source, dtype="float32")
 if audio.ndim > 1 or sampling_rate != codec["sampling_rate"]:
     sys.exit(f"{source} must be mono at {codec['sampling_rate']} Hz")
+if not (len(audio) and np.abs(audio).max() <= 8):  # neither does the graph notice NaN
+    sys.exit(f"{source} must hold finite audio in [-1, 1], and some")
 mask = np.ones((1, len(audio)), dtype=np.int64)  # 0 where a clip is shorter than the longest of its batch
 (audio_codes,) = encoder.run(None, {"input_values": audio[None, None], "padding_mask": mask})
 (audio_values,) = decoder.run(None, {"audio_codes": audio_codes})

@@ -454,8 +454,10 @@ def _hide_loading_bars():
 @contextmanager
 def _pipe(reads: bool = True) -> Iterator[tuple[BinaryIO, BinaryIO]]:
     """The standard input and output as files of bytes, neither of them a terminal."""
-    if reads and sys.stdin.isatty():
+    if reads and (sys.stdin is None or sys.stdin.isatty()):
         raise ValueError("nothing is piped in: see the example of --help")
+    if sys.stdout is None:
+        raise ValueError("the output is closed: pipe it into a program, or send it to a file with >")
     if sys.stdout.isatty():
         raise ValueError("the output is bytes and no text: pipe it into a program, or send it to a file with >")
     try:

@@ -129,7 +129,7 @@ def test_tokens_of_another_codec_are_refused_with_both_names(model_dir, tmp_path
     [
         (["encode", "nothing-here.wav", "-m", "MODEL", "-o", "out"], "nothing-here.wav is no file, no folder"),
         (["encode", "EMPTY", "-m", "MODEL", "-o", "out"], "has no file that ends in .wav"),
-        (["encode", ENGLISH, "-m", "EMPTY", "-o", "out"], "Unrecognized model in EMPTY"),
+        (["encode", ENGLISH, "-m", "EMPTY", "-o", "out"], "the folder EMPTY holds no model: it has no config.json"),
         (["encode", ENGLISH, "-m", "l3ac-1kbps", "-o", "out"], "l3ac-1kbps is a preset, sizes without weights"),
         (["encode", ENGLISH, "-m", ENGLISH, "-o", "out"], "lj_gutenberg.flac is no model"),
         (["encode", ENGLISH, "-m", "MODEL", "-o", "FILE"], "FILE is a file: a folder for the outputs is wanted"),
@@ -140,7 +140,7 @@ def test_tokens_of_another_codec_are_refused_with_both_names(model_dir, tmp_path
         (["convert", "l3ac", "EMPTY", "-o", "out", "--config", "FILE"], "FILE is not JSON"),
         (["convert", "l3ac", "EMPTY", "-o", "out", "--config", "BAD_CONFIG"], "error: latent_dim is 0"),
         (["convert", "l3ac", "EMPTY", "--preset", "1kbps", "-o", "out"], "the presets are: l3ac-0k75bps"),
-        (["info", "EMPTY"], "Unrecognized model in EMPTY"),
+        (["info", "EMPTY"], "the folder EMPTY holds no model: it has no config.json"),
     ],
 )
 def test_wrong_input_ends_in_one_sentence(model_dir, tmp_path, monkeypatch, arguments, message):

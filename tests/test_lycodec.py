@@ -336,6 +336,8 @@ def test_the_feature_extractor_wants_channels_last():
         extractor(stereo, sampling_rate=44100)
     with pytest.raises(ValueError, match="NaN or infinite samples, the first at index 7"):
         extractor(np.where(np.arange(200).reshape(100, 2) == 15, np.nan, stereo), sampling_rate=48000)
+    with pytest.raises(ValueError, match="input_values hold NaN or infinity"):
+        small_lycodec().encode(torch.full((1, 2, 100), torch.nan))
     with pytest.raises(ValueError, match="feature_size is 1"):
         LycodecFeatureExtractor(feature_size=1)
 

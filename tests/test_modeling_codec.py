@@ -21,6 +21,8 @@ WRONG_INPUT = {
         lambda model: model.encode(torch.zeros(1, 1, 4), torch.tensor([[0, 0, 1, 1]])),
         "ones followed by zeros",
     ),
+    "nan": (lambda model: model.encode(torch.full((1, 1, 99), torch.nan)), "input_values hold NaN or infinity"),
+    "infinite": (lambda model: model(torch.full((1, 1, 99), torch.inf)), "input_values hold NaN or infinity"),
     "mask-none": (lambda model: model.encode(torch.zeros(1, 1, 4), torch.zeros(1, 4)), "ones followed by zeros"),
     "codes-float": (lambda model: model.decode(torch.zeros(1, 1, 4)), "holds torch.float32: integers"),
     "codes-high": (lambda model: model.decode(torch.tensor([[[0, 245]]])), "range from 0 to 245: .* 0 to 244"),

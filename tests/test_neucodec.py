@@ -200,6 +200,10 @@ def test_wrong_audio_is_refused(models):
     features = _features("neucodec", [speech_like_clip(4000)])
     with pytest.raises(ValueError, match="have 12 frames, input_values 8000 samples"):
         models["neucodec"].encode(torch.zeros(1, 1, 8000), features["input_features"])
+    for origin in CONFIGS:
+        nan = {**_features(origin, [speech_like_clip(4000)]), "input_values": torch.full((1, 1, 4000), torch.nan)}
+        with pytest.raises(ValueError, match="input_values hold NaN or infinity"):
+            models[origin].encode(**nan)
     for wrong, message in (
         (None, "input_features are a NoneType: a tensor is wanted"),
         (features["input_features"][0], r"have shape \(12, 160\): \(1, num_frames, 160\) is wanted"),

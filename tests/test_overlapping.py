@@ -6,8 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fsqcodec import CodecFeatureExtractor, OverlappingDecoder
+from fsqcodec import CodecFeatureExtractor, LycodecFeatureExtractor, OverlappingDecoder
 from fsqcodec.codecs import codec_of, load_codec
+from lycodec_models import small_lycodec
 from small_configs import small_model
 from small_neucodecs import FEATURE_EXTRACTORS, small_neucodec
 
@@ -76,11 +77,18 @@ def test_the_first_audio_comes_after_chunk_and_lookahead(neucodec):
 
 
 def test_wrong_use_is_told(neucodec):
-    with pytest.raises(ValueError, match="some time, and no negative ones"):
-        OverlappingDecoder(neucodec, chunk_seconds=0)
-    with pytest.raises(ValueError, match="some time, and no negative ones"):
-        OverlappingDecoder(neucodec, context_seconds=-1)
+    for wrong in ({"chunk_seconds": 0}, {"context_seconds": -1}, {"lookahead_seconds": np.inf}):
+        with pytest.raises(ValueError, match="some time, and no negative or infinite ones"):
+            OverlappingDecoder(neucodec, **wrong)
+    with pytest.raises(ValueError, match=r"multiples of 18 frames, 0.0225 s, are wanted"):
+        OverlappingDecoder(codec_of(small_lycodec(), LycodecFeatureExtractor(sampling_rate=48000)))
     decoder = OverlappingDecoder(neucodec)
+    codes = random_codes(neucodec, 60)
+    damaged = codes.copy()
+    damaged[0, 59] = 10**7
+    with pytest.raises(ValueError, match="to 10000000: this codec's are 0 to"):
+        decoder.push(damaged)
+    assert decoder.push(codes).any()  # nothing of what was refused is left
     with pytest.raises(ValueError, match=r"float64 of shape \(1, 3\): integers \(1, num_frames\)"):
         decoder.push(np.zeros((1, 3)))
     with pytest.raises(ValueError, match=r"int64 of shape \(2, 3\)"):

@@ -157,9 +157,17 @@ def test_missing_and_contradictory_facts_are_named(tmp_path):
         save_file(packed, path, metadata={FORMAT: json.dumps(damaged)})
         with pytest.raises(ValueError, match=f"clip.safetensors is damaged: its {name} is None"):
             read_token_facts(path)
-    save_file(packed, path, metadata={FORMAT: json.dumps({**facts, "num_frames": 2})})
-    with pytest.raises(ValueError, match="3 bytes: 2 frames of 17 bits take 5"):
-        read_tokens(path, config)
+    for wrong, message in (
+        ({"num_frames": 2}, "is damaged: 270 samples don't make 2 frames"),
+        ({"num_samples": 271}, "is damaged: 271 samples don't make 1 frames"),
+        ({"num_samples": 0}, "is damaged: its num_samples is 0"),
+        ({"sampling_rate": 0}, "is damaged: its sampling_rate is 0"),
+        ({"sampling_rate": 8000}, "is damaged: it is of audio at 8000 Hz, which the codec can't take"),
+        ({"num_frames": 2, "num_samples": 540}, "3 bytes: 2 frames of 17 bits take 5"),
+    ):
+        save_file(packed, path, metadata={FORMAT: json.dumps({**facts, **wrong})})
+        with pytest.raises(ValueError, match=message):
+            read_tokens(path, config)
 
 
 def test_the_digest_says_what_tokens_mean(tmp_path):

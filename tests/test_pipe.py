@@ -121,6 +121,20 @@ def test_half_a_sample_at_the_end_is_said_after_the_rest_is_written(codec):
     assert len(samples.getvalue()) == len(PCM)
 
 
+def test_the_end_of_a_stream_is_checked(codec):
+    tokens = encoded(codec)
+    for num_samples in (0, 100, len(PCM) // 2 - codec.config.hop_length, 10**6, 2**63):
+        samples = io.BytesIO()
+        with pytest.raises(ValueError, match=f"damaged at its end: {num_samples} samples don't make"):
+            decode_pipe(io.BytesIO(tokens[:-8] + num_samples.to_bytes(8, "little")), samples, codec)
+        assert_is_audio(samples.getvalue()[: len(PCM)], decoded_whole(codec))
+    for following in (tokens, b"\n"):
+        samples = io.BytesIO()
+        with pytest.raises(ValueError, match="goes on after its end: one clip is decoded"):
+            decode_pipe(io.BytesIO(tokens + following), samples, codec)
+        assert_is_audio(samples.getvalue(), decoded_whole(codec))
+
+
 def test_nothing_in_is_nothing_out(codec):
     tokens, samples = io.BytesIO(), io.BytesIO()
     encode_pipe(io.BytesIO(b""), tokens, codec)
@@ -135,6 +149,8 @@ def test_an_audio_file_is_not_taken_for_samples(model_dir, tmp_path):
     assert result.returncode == 1
     assert b"error: the input is an audio file: bare 16-bit samples are wanted" in result.stderr
     assert b"Traceback" not in result.stderr
+    with pytest.raises(ValueError, match="was cut after 0 frames"):  # not the stream of an empty clip
+        decode_pipe(io.BytesIO(result.stdout), io.BytesIO(), CodecModel.from_pretrained(model_dir))
 
 
 def test_a_reader_that_leaves_is_said_in_one_sentence(model_dir):
@@ -178,6 +194,37 @@ def test_codes_come_while_samples_come_and_ctrl_c_completes_the_stream(model_dir
     samples = io.BytesIO()
     decode_pipe(io.BytesIO(tokens + head + rest), samples, codec)
     assert len(samples.getvalue()) == 16000
+
+
+def test_ctrl_c_on_a_pipe_ends_the_clip_and_loses_nothing(model_dir, tmp_path):
+    """A terminal sends it to both programs; the second one waits for what the first has to say."""
+    stream = f"{sys.executable} -m fsqcodec stream"
+    line = f"trap : INT; {stream} encode -m {model_dir} | {stream} decode -m {model_dir} > out.raw"
+    listen = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a background job's children ignore it
+    process = subprocess.Popen(
+        ["bash", "-c", f"{line}; echo ${{PIPESTATUS[@]}} > status"],
+        cwd=tmp_path,
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        bufsize=0,
+        start_new_session=True,
+        preexec_fn=listen,
+    )
+    process.stdin.write(PCM)
+    while not (tmp_path / "out.raw").exists() or not (tmp_path / "out.raw").stat().st_size:
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    _, stderr = process.communicate(timeout=300)
+    assert (tmp_path / "status").read_text() == "0 0\n", stderr
+    assert (tmp_path / "out.raw").stat().st_size == len(PCM)
+
+
+@pytest.mark.parametrize(("closed", "message"), [("<&-", "nothing is piped in"), (">&-", "the output is closed")])
+def test_what_is_closed_is_said(model_dir, closed, message):
+    line = f"{sys.executable} -m fsqcodec stream encode -m {model_dir} < /dev/null {closed}"
+    result = subprocess.run(["bash", "-c", line], stderr=subprocess.PIPE, text=True, timeout=600)
+    assert result.returncode == 1
+    assert message in result.stderr and "Traceback" not in result.stderr
 
 
 def test_the_microphone_says_what_it_needs(model_dir):

@@ -309,7 +309,10 @@ def test_given_statistics_must_fit_and_a_refusal_pushes_nothing():
     for wrong, message in (
         (statistics[:1], "statistics are of 1 stages: this decoder has 2"),
         ([stage[:, :, :1] for stage in statistics], r"have shape \(2, 1, 1, 1\): \(2, batch, 4, 1\) is wanted"),
-        ([stage.tolist() for stage in statistics], "have type list"),
+        ([stage.tolist() for stage in statistics], "are a list: a tensor of floats"),
+        ([stage.long() for stage in statistics], "are torch.int64: a tensor of floats"),
+        ([stage * np.nan for stage in statistics], "not finite, or a variance is negative"),
+        ([-stage.abs() for stage in statistics], "not finite, or a variance is negative"),
     ):
         with pytest.raises(ValueError, match=message):
             StreamingDecoder(model, wrong)
@@ -369,16 +372,27 @@ def test_what_exists_is_kept_and_what_fails_leaves_nothing(tmp_path):
     other = small_model("frames-attention")
     with pytest.raises(ValueError, match="decode with the codec that made them"):
         decode_file(output, other, tmp_path / "out.wav")
-    damaged = Tokens(torch.zeros(1, 5, dtype=torch.int64), "model", token_digest(model), 16000, 99999)
-    write_tokens(tmp_path / "damaged.safetensors", damaged, model.config)
-    with pytest.raises(ValueError, match="5 frames hold no 99999 samples"):
-        decode_file(tmp_path / "damaged.safetensors", model, tmp_path / "out.wav")
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "clip.safetensors",
-        "clip.wav",
-        "damaged.safetensors",
-        "nan.wav",
-    ]
+    with pytest.raises(ValueError, match="talk.wav is no name of a token file"):
+        encode_file(source, model, tmp_path / "talk.wav")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clip.safetensors", "clip.wav", "nan.wav"]
+
+
+def test_numbers_of_any_type_are_taken_as_they_are():
+    """Arrays of other byte orders, backwards and read-only; codes of any integer type."""
+    model = small_model("frames-plain")
+    clip = speech_like_clip(2000).numpy()
+    expected = streamed(StreamingEncoder(model), [torch.from_numpy(clip)])
+    backwards = np.ascontiguousarray(clip[::-1])[::-1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for samples in (clip.astype(">f4"), backwards, np.frombuffer(clip.tobytes(), np.float32)):
+            assert torch.equal(streamed(StreamingEncoder(model), [samples]), expected)
+    codes = expected.numpy() % 100
+    audio = streamed(StreamingDecoder(model), [codes])
+    for dtype in ("int8", "uint8", "int16", "uint16", "uint32", "uint64", ">i8"):
+        assert torch.equal(streamed(StreamingDecoder(model), [codes.astype(dtype)]), audio)
+    with pytest.raises(ValueError, match="samples are object: numbers are wanted"):
+        StreamingEncoder(model).push(clip.astype(object))
 
 
 def full_size_model(preset: str) -> CodecModel:

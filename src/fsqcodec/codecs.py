@@ -131,6 +131,8 @@ def load_model(model: str | os.PathLike, device: str | None = None) -> PreTraine
             raise ValueError(f"{model} is a preset, sizes without weights: convert a checkpoint first")
         if Path(model).is_file() or str(model).count("/") > 1:
             raise FileNotFoundError(f"{model} is no model: a folder or a Hub id like org/name is wanted")
+    elif not (Path(model) / "config.json").is_file():
+        raise FileNotFoundError(f"the folder {model} holds no model: it has no config.json")
     try:
         loaded = _model_class(model).from_pretrained(model, dtype=torch.float32)
     except SafetensorError as error:

@@ -23,7 +23,7 @@ def describe(target: str | None) -> Iterator[tuple[str, str]]:
     elif target in PRESETS:
         yield "preset", target
         yield from _config_rows(preset_config(target))
-    elif Path(target).is_file() and Path(target).suffix == TOKEN_SUFFIX:
+    elif Path(target).suffix == TOKEN_SUFFIX:
         facts = read_token_facts(target)
         for name, fact in facts.items():
             yield name.replace("_", " "), str(fact)

@@ -3,6 +3,7 @@
 One bad file does not stop the others, nothing that exists is replaced unless asked, and no unfinished file is left.
 """
 
+import math
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -124,8 +125,11 @@ def encode_file(
 
     Raises:
         FileExistsError: there is an `output`, and `overwrite` is not set.
-        FileNotFoundError, ValueError: as `read_audio` and `StreamingEncoder`; a `piece_seconds` that is not above 0.
+        FileNotFoundError, ValueError: as `read_audio` and `StreamingEncoder`; a `piece_seconds` that is not above 0; an
+            `output` that does not end in .safetensors.
     """
+    if Path(output).suffix != TOKEN_SUFFIX:
+        raise ValueError(f"{output} is no name of a token file: one that ends in {TOKEN_SUFFIX} is wanted")
     codec = _loaded(model, output, overwrite, device, piece_seconds)
     codes, num_samples = _encode_in_pieces(codec, source, channels, piece_seconds)
     tokens = Tokens(codes, codec.name_or_path, token_digest(codec), codec.config.sampling_rate, num_samples)
@@ -205,8 +209,8 @@ def _loaded(
     device: str | None,
     piece_seconds: float,
 ) -> CodecModel:
-    if not piece_seconds > 0:
-        raise ValueError(f"piece_seconds is {piece_seconds}: it must be above 0")
+    if not 0 < piece_seconds < math.inf:
+        raise ValueError(f"piece_seconds is {piece_seconds}: it must be above 0, and finite")
     if Path(output).exists() and not overwrite:
         raise FileExistsError(f"{output} exists: give another name, or overwrite=True")
     codec = load_fsq_codec(model, device) if isinstance(model, (str, os.PathLike)) else model
@@ -247,9 +251,6 @@ def _decode_tokens(tokens: Tokens, codec: PreTrainedCodec, output: Path, limit_p
 
 def _decoded_pieces(tokens: Tokens, codec: CodecModel, piece_seconds: float) -> Iterator[np.ndarray]:
     """The audio, `num_samples` in all."""
-    num_frames, hop_length = tokens.codes.shape[-1], codec.config.hop_length
-    if not num_frames * hop_length >= tokens.num_samples > 0:
-        raise ValueError(f"{num_frames} frames hold no {tokens.num_samples} samples: the token file is damaged")
     codes = tokens.codes[None]
     statistics = clip_statistics(codec, codes) if codec.config.normalizes_over_clip else None
     decoder, num_left = StreamingDecoder(codec, statistics), tokens.num_samples

@@ -7,6 +7,7 @@ It is not the audio of the whole clip, though close where little depends on fram
 figures. Where a decoder's reach ends, `fsqcodec.StreamingDecoder` is exact.
 """
 
+import math
 from fractions import Fraction
 
 import numpy as np
@@ -25,7 +26,7 @@ class OverlappingDecoder:
 
     Raises:
         ValueError: a codec without tokens, or whose frames are no whole number of samples; a chunk of no time, negative
-            context or look-ahead.
+            context or look-ahead; of a codec of crops other lengths than whole crops.
     """
 
     def __init__(
@@ -37,10 +38,11 @@ class OverlappingDecoder:
     ):
         if codec.frame_rate is None:
             raise ValueError(f"{codec.name} has no tokens: a codec of frames is wanted")
-        if not chunk_seconds > 0 or context_seconds < 0 or lookahead_seconds < 0:
+        longest = max(chunk_seconds, context_seconds, lookahead_seconds)
+        if not (chunk_seconds > 0 and context_seconds >= 0 and lookahead_seconds >= 0 and longest < math.inf):
             raise ValueError(
                 f"chunks of {chunk_seconds} s with {context_seconds} s before and {lookahead_seconds} s after them: "
-                "some time, and no negative ones, are wanted"
+                "some time, and no negative or infinite ones, are wanted"
             )
         hop_length = Fraction(codec.output_sampling_rate) / Fraction(codec.frame_rate).limit_denominator(10**6)
         if hop_length.denominator != 1:
@@ -50,6 +52,13 @@ class OverlappingDecoder:
         self._chunk_frames = max(1, round(chunk_seconds * codec.frame_rate))
         self._context_frames = round(context_seconds * codec.frame_rate)
         self._lookahead_frames = max(1, round(lookahead_seconds * codec.frame_rate))  # one to fade into the next chunk
+        frames_per_crop = getattr(codec.model.config, "frames_per_crop", 1)
+        if any(n % frames_per_crop for n in (self._chunk_frames, self._context_frames, self._lookahead_frames)):
+            raise ValueError(
+                f"chunks of {self._chunk_frames} frames with {self._context_frames} before and "
+                f"{self._lookahead_frames} after them: {codec.name} decodes whole crops, so multiples of "
+                f"{frames_per_crop} frames, {frames_per_crop / codec.frame_rate:g} s, are wanted"
+            )
         self._codes = np.zeros((len(codec.codebook_sizes), 0), dtype=np.int64)  # context, then what is not yet decoded
         self._num_context = 0
         self._fading = None  # audio of the frame after the last chunk, as decoded with that chunk
@@ -57,13 +66,19 @@ class OverlappingDecoder:
 
     def push(self, codes: np.ndarray) -> np.ndarray:
         """Integer codes `(num_codebooks, num_frames)`, any number of frames, to the audio that is ready: float32
-        `(num_samples,)`, or `(num_channels, num_samples)`. Raises `ValueError` for another shape, and after `flush`."""
+        `(num_samples,)`, or `(num_channels, num_samples)`. Raises `ValueError` for another shape, for codes out of
+        range, and after `flush`."""
         if not self._is_open:
             raise ValueError("the clip has ended: make another OverlappingDecoder for the next one")
         codes = np.asarray(codes)
         if codes.ndim != 2 or len(codes) != len(self._codes) or codes.dtype.kind not in "iu":
             raise ValueError(
                 f"codes are {codes.dtype} of shape {codes.shape}: integers ({len(self._codes)}, num_frames) are wanted"
+            )
+        codes, sizes = codes.astype(np.int64), np.array(self.codec.codebook_sizes)[:, None]
+        if ((codes < 0) | (codes >= sizes)).any():
+            raise ValueError(
+                f"codes range from {codes.min()} to {codes.max()}: this codec's are 0 to {sizes.max() - 1}"
             )
         self._codes = np.concatenate([self._codes, codes], axis=1)
         chunks = [self._nothing()]

@@ -21,6 +21,7 @@ import torch
 from safetensors.numpy import save_file
 
 from .atomic import atomic_path
+from .rates import input_sampling_rate
 
 FORMAT = "fsqcodec-tokens-1"
 PIECE_FRAMES = 2**14  # unpacked to bits at a time, a multiple of 8: its last byte has no bits of the next
@@ -106,6 +107,15 @@ def num_packed_bytes(num_frames: int, config) -> int:
     if rest:
         raise ValueError(f"{num_frames} frames are no whole crops: a multiple of {_frames_per_crop(config)} is wanted")
     return num_crops * _crop_bytes(config)
+
+
+def check_duration(num_samples: int, num_frames: int, config):
+    """Raise `ValueError` unless frames, or whole crops, are as many as the codec makes of so many samples: they hold
+    all of them, but of NeuCodec, which makes a frame less or more."""
+    surplus = num_frames - round(num_samples * config.frame_rate / input_sampling_rate(config), 6)
+    is_neucodec = hasattr(config, "encoder_hop_length")
+    if not (abs(surplus) <= 1 if is_neucodec else 0 <= surplus < _frames_per_crop(config)):
+        raise ValueError(f"{num_samples} samples don't make {num_frames} frames")
 
 
 def _pack_crops(codes: np.ndarray, config) -> bytes:
@@ -210,6 +220,14 @@ def read_tokens(path: str | os.PathLike, config) -> Tokens:
     for name in ("num_codebooks", "codebook_size"):
         if facts[name] != getattr(config, name):
             raise ValueError(f"{path} has {name} {facts[name]}, the codec has {getattr(config, name)}: another codec's")
+    if facts["sampling_rate"] != input_sampling_rate(config):
+        raise ValueError(
+            f"{path} is damaged: it is of audio at {facts['sampling_rate']} Hz, which the codec can't take"
+        )
+    try:
+        check_duration(facts["num_samples"], facts["num_frames"], config)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
     return Tokens(
         codes=unpack(packed.tobytes(), config, facts["num_frames"]),
         **{name: facts[name] for name in ("model", "token_digest", "sampling_rate", "num_samples")},
@@ -228,6 +246,8 @@ def _read(path: str | os.PathLike) -> tuple[dict[str, str | int], np.ndarray]:
             for name, kind in FACTS.items():
                 if not isinstance(facts.get(name), kind):
                     raise ValueError(f"{path} is damaged: its {name} is {facts.get(name)!r}")
+                if kind is int and facts[name] < 1:
+                    raise ValueError(f"{path} is damaged: its {name} is {facts[name]}")
             return facts, file.get_tensor("packed_codes")
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path} can't be read: truncated, damaged or not a token file ({error})") from error

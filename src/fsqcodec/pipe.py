@@ -21,13 +21,14 @@ import numpy as np
 import torch
 
 from .models.pretrained import PreTrainedCodec
-from .packing import num_packed_bytes, pack, token_digest, unpack
+from .packing import check_duration, num_packed_bytes, pack, token_digest, unpack
 from .rates import num_channels
 from .streaming import StreamingDecoder, StreamingEncoder
 
 FORMAT = b"fsqcodec-stream-1\n"
 FACTS = ("token_digest", "sampling_rate", "num_codebooks", "codebook_size")
 READ_BYTES = 2**16
+AUDIO_FILES = (b"RIFF", b"RF64", b"fLaC", b"OggS", b"ID3", b"FORM", b"caff", b".snd")  # their first bytes
 MICROPHONE_SECONDS = 0.02
 MOST_FRAMES = 64  # of a block: what a cut may cost, at the price of two bytes
 
@@ -50,6 +51,8 @@ def encode_pipe(samples_in: BinaryIO, tokens_out: BinaryIO, codec: PreTrainedCod
                 codes = encoder.push(samples)
             num_samples += samples.shape[-1]
             _write_codes(tokens_out, codes, codec)
+        if not num_samples:
+            pieces.raise_failure()  # without an end: nobody is to take it for the stream of an empty clip
         with meter.counting(0):
             codes = encoder.flush()
         _write_codes(tokens_out, codes, codec)
@@ -60,16 +63,17 @@ def encode_pipe(samples_in: BinaryIO, tokens_out: BinaryIO, codec: PreTrainedCod
 
 def decode_pipe(tokens_in: BinaryIO, samples_out: BinaryIO, codec: PreTrainedCodec):
     """A token stream to 16-bit samples, as many as were encoded. Of a codec of crops the last crop waits for the next
-    one or the end, which says how much of it is audio.
+    one or the end, which says how much of it is audio. Ctrl-C, which the program that encodes gets as well, is not
+    listened to once: the stream's end is still to come.
 
-    Raises `ValueError` for another input and for tokens of another codec, and for a stream that was cut or damaged when
-    what came before that is written; `BrokenPipeError` as `encode_pipe`.
+    Raises `ValueError` for another input and for tokens of another codec, and for a stream that was cut or damaged, or
+    goes on after its end, when what came before that is written; `BrokenPipeError` as `encode_pipe`.
     """
     _check_facts(_read_facts(tokens_in), codec)
     decoder, meter, num_samples, length = StreamingDecoder(codec), Meter(codec.config.sampling_rate), 0, None
     most_padding, waiting = getattr(codec.config, "crop_length", 0), None
     with _end_of_reader_explained(meter):
-        blocks = _Input(_read_blocks(tokens_in, codec))
+        blocks = _Input(_read_blocks(tokens_in, codec), waits_for_end=True)
         for block in blocks:
             if isinstance(block, int):
                 length = block
@@ -175,7 +179,7 @@ def read_samples(file: BinaryIO | Microphone, num_channels: int = 1) -> Iterator
     rest = b""
     is_start = True
     while data := file.read1(READ_BYTES):
-        if is_start and data[:4] in (b"RIFF", b"fLaC", b"OggS"):
+        if is_start and data.startswith(AUDIO_FILES):
             raise ValueError(
                 "the input is an audio file: bare 16-bit samples are wanted, such as ffmpeg makes with "
                 f"-f s16le -ac {num_channels} -ar and the codec's sampling rate"
@@ -232,7 +236,14 @@ def _read_blocks(file: BinaryIO, codec: PreTrainedCodec) -> Iterator[torch.Tenso
         if len(data) < num_bytes:
             raise ValueError(cut.format(num_frames, num_frames / codec.config.frame_rate))
         if num_block_frames == 0:
-            yield int.from_bytes(data, "little")
+            num_samples = int.from_bytes(data, "little")
+            try:
+                check_duration(num_samples, num_frames, codec.config)
+            except ValueError as error:
+                raise ValueError(f"the token stream is damaged at its end: {error}; all were written") from error
+            yield num_samples
+            if file.read(1):
+                raise ValueError("the token stream goes on after its end: one clip is decoded, which was written")
             return
         yield unpack(data, codec.config, num_block_frames)
         num_frames += num_block_frames
@@ -264,11 +275,13 @@ def _end_of_reader_explained(meter: Meter) -> Iterator[None]:
 class _Input:
     """Items up to the end, a `ValueError` or Ctrl-C, so that what was complete can be written before `raise_failure`.
 
-    Ctrl-C is an end and no failure. It waits where it comes while an item is computed.
+    Ctrl-C is an end and no failure. It waits where it comes while an item is computed. With `waits_for_end` only the
+    second one counts.
     """
 
-    def __init__(self, items: Iterator):
+    def __init__(self, items: Iterator, waits_for_end: bool = False):
         self._items = items
+        self._waits_for_end = waits_for_end
         self._failure = None
         self._is_reading = self._is_interrupted = False
 
@@ -297,6 +310,10 @@ class _Input:
             raise self._failure
 
     def _interrupt(self, *_):
-        if self._is_reading:
+        if self._waits_for_end:
+            self._waits_for_end = False
+            print("\nwaiting for the end of the input; Ctrl-C once more ends it here", file=sys.stderr)
+        elif self._is_reading:
             raise KeyboardInterrupt
-        self._is_interrupted = True
+        else:
+            self._is_interrupted = True

@@ -27,7 +27,7 @@ from .convolution import (
 from .frames import FrameHead, FrameStem
 from .local_attention import DownsamplingTransformer, UpsamplingTransformer
 from .padding import ceil_divide, ceil_to_multiple, right_padding_mask, zero_padding
-from .pretrained import PreTrainedCodec, check_code_range, check_num_samples, check_tensor
+from .pretrained import PreTrainedCodec, check_code_range, check_finite, check_num_samples, check_tensor
 from .quantization import FiniteScalarQuantizer
 
 logger = logging.get_logger(__name__)
@@ -205,6 +205,15 @@ class CodecDecoder(nn.Module):
         return self.to_waveform(zero_padding(self.tail_snake(x), mask))[:, inside]
 
 
+def warn_of_half_precision(model: PreTrainedCodec):
+    """Say once of a model that encodes in half precision what that means."""
+    if model.dtype in (torch.bfloat16, torch.float16) and not torch.compiler.is_compiling():
+        logger.warning_once(
+            f"encoding in {model.dtype} gives other tokens than float32 for a part of the frames: take them from a "
+            "model loaded with dtype=torch.float32 where they are to be equal everywhere"
+        )
+
+
 class CodecModel(PreTrainedCodec):
     """Speech and audio to one stream of tokens, and back.
 
@@ -256,14 +265,10 @@ class CodecModel(PreTrainedCodec):
             [`CodecEncoderOutput`] with `ceil(num_samples / config.hop_length)` frames.
 
         Raises:
-            ValueError: no tensor, integers, another shape, no samples, a clip that is all padding, padding on the left.
-                The mask's values are not checked under `torch.compile`.
+            ValueError: no tensor, integers, another shape, no samples, NaN or infinity, a clip that is all padding,
+                padding on the left. Values are not checked under `torch.compile`.
         """
-        if self.dtype in (torch.bfloat16, torch.float16) and not torch.compiler.is_compiling():
-            logger.warning_once(
-                f"encoding in {self.dtype} gives other tokens than float32 for a part of the frames: take them from a "
-                "model loaded with dtype=torch.float32 where they are to be equal everywhere"
-            )
+        warn_of_half_precision(self)
         latents, frame_mask = self._encode_latents(input_values, padding_mask)
         _, indices = self.quantizer(latents)
         return CodecEncoderOutput(
@@ -359,6 +364,7 @@ class CodecModel(PreTrainedCodec):
             samples, frames = (torch.arange(n, device=mask.device)[None, :, None] for n in (heard_samples, num_frames))
             sample_mask = samples < ceil_to_multiple(clip_samples, config.padding_multiple)
             frame_mask = frames * config.hop_length < clip_samples
+        check_finite(x, "input_values")
         x = nn.functional.pad(x, (0, 0, 0, heard_samples - num_samples))
         return self.encoder(x, sample_mask)[:, :num_frames], frame_mask
 

@@ -21,7 +21,7 @@ from .neucodec_parts import (
     masked_group_norm,
 )
 from .padding import right_padding_mask, zero_padding
-from .pretrained import PreTrainedCodec, check_tensor
+from .pretrained import PreTrainedCodec, check_finite, check_tensor
 
 
 class DistillSemanticAdapter(nn.Module):
@@ -91,8 +91,8 @@ class DistillNeuCodecModel(NeuCodecDecodingMixin, PreTrainedCodec, NeuCodecPreTr
             output_latents (`bool`): return the quantizer's output too.
 
         Raises:
-            ValueError: no tensor, integers, another shape, no samples, a clip that is all padding, padding on the left.
-                The mask's values are not checked under `torch.compile`.
+            ValueError: no tensor, integers, another shape, no samples, NaN or infinity, a clip that is all padding,
+                padding on the left. Values are not checked under `torch.compile`.
         """
         check_tensor(input_values, "input_values", 1, "num_samples", is_float=True)
         batch_size, _, num_samples = input_values.shape
@@ -104,6 +104,7 @@ class DistillNeuCodecModel(NeuCodecDecodingMixin, PreTrainedCodec, NeuCodecPreTr
             waveform = zero_padding(waveform, mask[..., 0])
             clip_frames = mask.sum(dim=1, keepdim=True) // hop_length + 1
             mask = torch.arange(num_frames, device=mask.device)[None, :, None] < clip_frames
+        check_finite(waveform, "input_values")
         waveform = nn.functional.pad(waveform, (0, num_frames * hop_length - num_samples))
 
         semantic = self.semantic_adapter(self._semantic_features(waveform, mask), mask)

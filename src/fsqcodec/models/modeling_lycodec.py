@@ -20,7 +20,7 @@ from .encoder_lycodec import SPECTROGRAM_CHANNELS, LycodecEncoder
 from .layers_lycodec import DROPOUT, LycodecMLP
 from .padding import ceil_divide, right_padding_mask, zero_padding
 from .precision import at_least_float32
-from .pretrained import PreTrainedCodec, check_code_range, check_num_samples, check_tensor
+from .pretrained import PreTrainedCodec, check_code_range, check_finite, check_num_samples, check_tensor
 from .spectrogram_lycodec import MidSideSpectrogram
 
 CROPS_PER_PASS = 8  # that are computed together, which bounds the memory that long clips take
@@ -177,7 +177,8 @@ class LycodecModel(PreTrainedCodec):
             that is begun.
 
         Raises:
-            ValueError: no tensor, integers, another shape, no samples, a clip that is all padding, padding on the left.
+            ValueError: no tensor, integers, another shape, no samples, NaN or infinity, a clip that is all padding,
+                padding on the left.
         """
         latents, crop_mask = self._encode_latents(input_values, padding_mask)
         return LycodecEncoderOutput(
@@ -287,6 +288,7 @@ class LycodecModel(PreTrainedCodec):
         else:
             input_values = zero_padding(input_values, mask.transpose(1, 2))
             crop_mask = crop_starts < mask.sum(dim=1)
+        check_finite(input_values, "input_values")
         padded = nn.functional.pad(input_values, (0, num_crops * crop_length - num_samples))
         crops = padded.expand(-1, self.config.num_channels, -1).unflatten(-1, (num_crops, -1)).transpose(1, 2)
         latents = _for_real_crops(lambda crops: self.encoder(self.spectrogram(crops)), crop_mask, crops)

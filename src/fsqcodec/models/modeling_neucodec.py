@@ -8,7 +8,7 @@ from transformers.utils import can_return_tuple
 from .configuration_neucodec import FsqNeuCodecConfig
 from .neucodec_parts import NeuCodecDecodingMixin, NeuCodecEncoderOutput, NeuCodecOutput, adapt_semantics
 from .padding import right_padding_mask, zero_padding
-from .pretrained import PreTrainedCodec, check_tensor
+from .pretrained import PreTrainedCodec, check_finite, check_tensor
 
 
 class FsqNeuCodecModel(NeuCodecDecodingMixin, PreTrainedCodec, NeuCodecModel):
@@ -52,8 +52,8 @@ class FsqNeuCodecModel(NeuCodecDecodingMixin, PreTrainedCodec, NeuCodecModel):
             output_latents (`bool`): return the quantizer's output too.
 
         Raises:
-            ValueError: no tensor, integers, another shape, a clip that is all padding, padding on the left, features
-                that are not as long as the audio. Values of masks are not checked under `torch.compile`.
+            ValueError: no tensor, integers, another shape, NaN or infinity, a clip that is all padding, padding on the
+                left, features that are not as long as the audio. Values are not checked under `torch.compile`.
         """
         hop_length = self.config.encoder_hop_length
         check_tensor(input_values, "input_values", 1, "num_samples", is_float=True)
@@ -74,6 +74,7 @@ class FsqNeuCodecModel(NeuCodecDecodingMixin, PreTrainedCodec, NeuCodecModel):
         semantic = adapt_semantics(self.semantic_adapter, semantic, mask)
         if sample_mask is not None:
             input_values = zero_padding(input_values, sample_mask.transpose(1, 2))
+        check_finite(input_values, "input_values")
         acoustic = self._acoustic_features(input_values.to(self.dtype), mask, num_frames)
         return self._quantized(self.fc_encoder(torch.cat([semantic, acoustic], dim=-1)), mask, output_latents)
 

@@ -56,6 +56,12 @@ def check_tensor(value, name: str, num_channels: int | tuple[int, ...], time_axi
         raise ValueError(f"{name} holds {value.dtype}: {'floats' if is_float else 'integers'} are wanted")
 
 
+def check_finite(values: torch.Tensor, name: str):
+    """Raise `ValueError` for NaN or infinity. Not under `torch.compile`, where values are unknown."""
+    if not torch.compiler.is_compiling() and not values.isfinite().all():
+        raise ValueError(f"{name} hold NaN or infinity: finite ones are wanted")
+
+
 def check_code_range(codes: torch.Tensor, codebook_size: int):
     """Raise `ValueError` for a code outside [0, codebook_size). Not under `torch.compile`, where values are unknown."""
     if not torch.compiler.is_compiling():

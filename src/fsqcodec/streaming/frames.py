@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ..models.modeling_codec import CodecModel
+from ..models.modeling_codec import CodecModel, warn_of_half_precision
 from ..models.padding import ceil_to_multiple
 from ..models.streaming_codec import stream_decoder, stream_encoder
 from .pieces import End, Pieces
@@ -20,6 +20,7 @@ class FrameEncoding(Pieces):
         # zeros before the clip, so that a frame is final whenever the model has been given a whole number of them
         first_step = -(-config.encoder_lookahead_samples % config.hop_length)
         super().__init__(model, config.hop_length, _most_frames(model), first_step)
+        warn_of_half_precision(model)
 
     def end(self, num_steps: int) -> End:
         config = self.model.config

@@ -110,9 +110,7 @@ class StreamingEncoder(_Stream):
         super().__init__(model, pieces)
 
     def _checked(self, samples) -> torch.Tensor:
-        if not isinstance(samples, (torch.Tensor, np.ndarray)):
-            raise ValueError(f"samples are a {type(samples).__name__}: an array or a tensor is wanted")
-        samples = torch.as_tensor(samples)
+        samples = _as_tensor(samples, "samples")
         channels = num_channels(self.model.config)
         given = samples
         if samples.ndim == 1 or samples.ndim == 2 and channels > 1:
@@ -185,22 +183,23 @@ class StreamingDecoder(_Stream):
 
     def _checked(self, codes) -> torch.Tensor:
         config = self.model.config
-        if not isinstance(codes, (torch.Tensor, np.ndarray)):
-            raise ValueError(f"codes are a {type(codes).__name__}: an array or a tensor is wanted")
-        codes = torch.as_tensor(codes)
+        codes = _as_tensor(codes, "codes")
+        given = codes
         if codes.ndim == 2:
             codes = codes[None]
         if codes.ndim != 3 or codes.shape[1] != config.num_codebooks or len(codes) == 0:
             raise ValueError(
-                f"codes have shape {tuple(codes.shape)}: (batch, {config.num_codebooks}, num_frames) is wanted"
+                f"codes have shape {tuple(given.shape)}: ({config.num_codebooks}, num_frames) or "
+                f"(batch, {config.num_codebooks}, num_frames) is wanted"
             )
         if codes.is_floating_point() or codes.dtype == torch.bool:
             raise ValueError(f"codes are {codes.dtype}: integers are wanted")
+        codes = codes.to(torch.int64)
         if codes.numel() and not 0 <= codes.min() <= codes.max() < config.codebook_size:
             raise ValueError(
                 f"codes range from {codes.min()} to {codes.max()}: this codec's are 0 to {config.codebook_size - 1}"
             )
-        return codes.to(self.model.device, torch.int64)
+        return codes.to(self.model.device)
 
     def _nothing(self, batch_size: int) -> torch.Tensor:
         channels = num_channels(self.model.config)
@@ -320,7 +319,24 @@ def _checked_statistics(model: CodecModel | LycodecModel, statistics: Sequence[t
         raise ValueError(f"statistics are of {len(statistics)} stages: this decoder has {num_stages}")
     num_envelopes = len(ENHANCE_KERNEL_SIZES)
     for stage in statistics:
-        if not isinstance(stage, torch.Tensor) or stage.ndim != 4 or stage.shape[::2] != (2, num_envelopes):
-            given = f"shape {tuple(stage.shape)}" if isinstance(stage, torch.Tensor) else f"type {type(stage).__name__}"
-            raise ValueError(f"statistics of a stage have {given}: (2, batch, {num_envelopes}, 1) is wanted")
-    return [stage.to(model.device) for stage in statistics]
+        if not isinstance(stage, torch.Tensor) or not stage.is_floating_point():
+            given = stage.dtype if isinstance(stage, torch.Tensor) else f"a {type(stage).__name__}"
+            raise ValueError(f"statistics of a stage are {given}: a tensor of floats is wanted")
+        if stage.ndim != 4 or stage.shape[::2] != (2, num_envelopes) or stage.shape[3] != 1:
+            given = tuple(stage.shape)
+            raise ValueError(f"statistics of a stage have shape {given}: (2, batch, {num_envelopes}, 1) is wanted")
+        if not stage.isfinite().all() or (stage[1] < 0).any():
+            raise ValueError("statistics of a stage are not finite, or a variance is negative")
+    return [stage.to(model.device, torch.promote_types(model.dtype, torch.float32)) for stage in statistics]
+
+
+def _as_tensor(steps, name: str) -> torch.Tensor:
+    """A user's chunk, of numbers; an array's own memory is not kept."""
+    if isinstance(steps, np.ndarray):
+        if steps.dtype.kind not in "fiu":
+            raise ValueError(f"{name} are {steps.dtype}: numbers are wanted")
+        dtype = steps.dtype.newbyteorder("=") if steps.dtype.itemsize <= 8 else np.float64
+        return torch.from_numpy(np.array(steps, dtype, order="C"))
+    if not isinstance(steps, torch.Tensor):
+        raise ValueError(f"{name} are a {type(steps).__name__}: an array or a tensor is wanted")
+    return steps
