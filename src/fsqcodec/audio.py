@@ -23,6 +23,7 @@ RESAMPLING_QUALITY = "VHQ"  # soxr's highest
 
 # libsndfile reads what is left of a file without compression that was cut off, and says so in its log only
 SHORTENED = re.compile(r"^\s*(?:data|SSND|Data Size|riff|Riff size)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
+CUT_OGG = ("Ogg: Last page lacks an end-of-stream bit", "Ogg: Junk after the last page")  # a part of a page
 UNKNOWN_LENGTH = 2**31 - 2**17  # bytes; what programs write that don't know the length yet is above
 
 Source = str | os.PathLike | bytes  # a file, or what a file holds
@@ -190,6 +191,9 @@ def _open(source: Source) -> soundfile.SoundFile:
         file = soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else os.fspath(source))
     except soundfile.LibsndfileError as error:
         raise ValueError(f"{_name(source)} is not an audio file that can be read: {error.error_string}") from error
+    if any(note in file.extra_info for note in CUT_OGG):
+        file.close()
+        raise ValueError(f"{_name(source)} is truncated: its last page is not the end of the stream")
     shortened = SHORTENED.search(file.extra_info)
     if shortened:
         said, found = map(int, shortened.groups())
