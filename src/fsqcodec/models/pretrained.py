@@ -57,8 +57,9 @@ def check_tensor(value, name: str, num_channels: int | tuple[int, ...], time_axi
 
 
 def check_finite(values: torch.Tensor, name: str):
-    """Raise `ValueError` for NaN or infinity. Not under `torch.compile`, where values are unknown."""
-    if not torch.compiler.is_compiling() and not values.isfinite().all():
+    """Raise `ValueError` for NaN or infinity. Not under `torch.compile` and on the meta device, where values are
+    unknown."""
+    if not torch.compiler.is_compiling() and not values.is_meta and not values.isfinite().all():
         raise ValueError(f"{name} hold NaN or infinity: finite ones are wanted")
 
 
