@@ -131,12 +131,8 @@ class _Run:
 
     def __init__(self, settings: Settings, output_dir: Path, device: str | None):
         self.settings, self.output_dir, self.device = settings, output_dir, device
-        facts, all_channels = {}, []
-        for name in settings.codecs:  # one in memory at a time
-            codec = load_codec(name, "cpu")
-            facts[name] = _facts(codec)
-            all_channels.append(codec.num_channels)
-        del codec
+        described = {name: _facts_and_channels(name) for name in settings.codecs}
+        all_channels = [channels for _, channels in described.values()]
         self.num_channels = max(all_channels)
         self.clips = _readable_clips(settings, min(all_channels))
         self.seconds = sum(clip.seconds for clip in self.clips.readable)
@@ -151,7 +147,7 @@ class _Run:
         self.header = {
             "settings": asked,
             "data": self.clips.facts(settings),
-            "codecs": facts,
+            "codecs": {name: facts for name, (facts, _) in described.items()},
             "versions": versions(),
         }
         self.journal = Journal(output_dir / "journal.jsonl", self.header)
@@ -326,6 +322,12 @@ def _readable_clips(settings: Settings, num_channels: int) -> _Clips:
         reasons = "; ".join(list(bad.values())[:3])
         raise ValueError(f"there are no clips, or none that can be read: {reasons}")
     return _Clips(readable, bad)
+
+
+def _facts_and_channels(name: str) -> tuple[dict, int]:
+    """Of a codec that is in memory no longer than that."""
+    codec = load_codec(name, "cpu")
+    return _facts(codec), codec.num_channels
 
 
 def _facts(codec: Codec) -> dict:

@@ -68,13 +68,13 @@ class FsqNeuCodecModel(NeuCodecDecodingMixin, PreTrainedCodec, NeuCodecModel):
         sample_mask = right_padding_mask(padding_mask, (batch_size, num_samples), "padding_mask", "sample")
         mask = right_padding_mask(input_features_mask, (batch_size, num_frames), "input_features_mask", "frame")
 
+        if sample_mask is not None:
+            input_values = zero_padding(input_values, sample_mask.transpose(1, 2))
+        check_finite(input_values, "input_values")
         semantic = self.semantic_encoder(
             input_features.to(self.dtype), attention_mask=None if mask is None else mask[..., 0].long()
         ).last_hidden_state
         semantic = adapt_semantics(self.semantic_adapter, semantic, mask)
-        if sample_mask is not None:
-            input_values = zero_padding(input_values, sample_mask.transpose(1, 2))
-        check_finite(input_values, "input_values")
         acoustic = self._acoustic_features(input_values.to(self.dtype), mask, num_frames)
         return self._quantized(self.fc_encoder(torch.cat([semantic, acoustic], dim=-1)), mask, output_latents)
 

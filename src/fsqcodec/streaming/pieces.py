@@ -34,6 +34,8 @@ class Pieces(ABC):
         first_step: where the input begins, as the model sees it: 0 or before.
     """
 
+    statistics: Sequence[torch.Tensor] | None = None  # that a decoder which normalises over the clip was given
+
     def __init__(self, model, steps_per_frame: int, most_frames: int, first_step: int = 0):
         self.model = model
         self.steps_per_frame = steps_per_frame

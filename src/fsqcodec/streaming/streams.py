@@ -25,8 +25,6 @@ from .pieces import End, Pieces
 class _Stream(ABC):
     """What both directions share: input that waits until a frame is whole, the state, the end."""
 
-    _given: list[torch.Tensor] | None = None  # statistics that are given
-
     def __init__(self, model: CodecModel | LycodecModel, pieces: Pieces):
         if model.training:
             raise ValueError("the model is in training mode: call model.eval() before streaming")
@@ -159,11 +157,12 @@ class StreamingDecoder(_Stream):
         *,
         overlap: bool = False,
     ):
-        self._given = None if statistics is None else _checked_statistics(model, statistics)
+        if statistics is not None:
+            statistics = _checked_statistics(model, statistics)
         if _has_crops(model, overlap):
             pieces = OverlappingCropDecoding(model) if overlap else CropDecoding(model)
         else:
-            pieces = FrameDecoding(model, self._given)
+            pieces = FrameDecoding(model, statistics)
         super().__init__(model, pieces)
         if _normalizes_over_clip(model) and statistics is None:
             warnings.warn(
@@ -177,8 +176,8 @@ class StreamingDecoder(_Stream):
     def statistics(self) -> list[torch.Tensor] | None:
         """Mean and variance of the envelopes that the decoder normalises by, `(2, batch, num_envelopes, 1)` for each of
         its stages: those given, or those so far. `None` before the first audio, and where it needs none."""
-        if self._given is not None:
-            return self._given
+        if self._pieces.statistics is not None:
+            return self._pieces.statistics
         return (statistics_so_far(self._state) if self._state else None) or None
 
     def _checked(self, codes) -> torch.Tensor:
@@ -220,16 +219,17 @@ def push_together(streams: Sequence[_Stream], chunks: Sequence) -> list[torch.Te
     kinds = {(type(stream._pieces), id(stream.model)) for stream in streams}
     if len(kinds) > 1:
         raise ValueError("streams that are pushed together must be of one model, all encoders or all decoders")
-    if len({stream._given is None for stream in streams}) > 1:
+    if len({stream._pieces.statistics is None for stream in streams}) > 1:
         raise ValueError("streams with and without given statistics can't be pushed together: push them apart")
     inputs = []
     for stream, chunk in zip(streams, chunks):
         stream._check_open()
         steps = stream._checked(chunk)
-        if stream._given is not None and stream._given[0].shape[1] not in (1, len(steps)):
+        given = stream._pieces.statistics
+        if given and given[0].shape[1] not in (1, len(steps)):
             raise ValueError(
-                f"the given statistics are of {stream._given[0].shape[1]} clips, a chunk is of {len(steps)}: the same "
-                "number is wanted, or statistics of one clip"
+                f"the given statistics are of {given[0].shape[1]} clips, a chunk is of {len(steps)}: the same number "
+                "is wanted, or statistics of one clip"
             )
         if stream._waiting is not None and len(steps) != len(stream._waiting):
             raise ValueError(
