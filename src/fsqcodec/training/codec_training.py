@@ -9,10 +9,13 @@ from torch import nn
 from ..models.configuration_codec import CodecConfig
 from ..models.feature_extraction_codec import CodecFeatureExtractor
 from ..models.modeling_codec import CodecModel
+from ..evaluation.metrics import MULTISCALE_MELS
 from . import losses
+from .compilation import compile_units
+from .consistency import consistency_loss
 from .discriminators import Discriminator, adversarial_loss, discriminator_loss, feature_matching_loss
 from .normalization import recalibrate_norms
-from .perceptual import PerceptualLoss
+from .perceptual import FeatureLoss, PerceptualLoss
 from .precision import run_in_bf16, run_units_in_bf16
 from .quantization import CodeUseWindow, check_collapse, digit_noise_probability, prepare_quantizer, recalibrate
 from .recipe import Phase, Recipe
@@ -38,10 +41,13 @@ class CodecTraining:
         self.module: nn.Module = codec  # what a step calls, and whose parameters are trained
         num_batches = recipe.check_collapse_steps * recipe.accumulation_steps
         self.code_use = CodeUseWindow(codec.config.quantization_levels, num_batches)
-        self.perceptual = None
+        self.perceptual = self.features = None
         if any("perceptual" in phase.losses for phase in recipe.phases):
             self.perceptual = PerceptualLoss(recipe.perceptual_model, codec.config.sampling_rate)
             self.perceptual.to(accelerator.device)
+        if any("features" in phase.losses for phase in recipe.phases):
+            self.features = FeatureLoss(recipe.perceptual_model, codec.config.sampling_rate, recipe.features.layers)
+            self.features.to(accelerator.device)
         self.discriminator = self.discriminator_optimizer = None
         if any(ADVERSARIAL & set(phase.losses) for phase in recipe.phases):
             self._prepare_discriminator()
@@ -52,11 +58,13 @@ class CodecTraining:
         if "quantizer" in recipe.model.parts:
             prepare_quantizer(codec)
 
-    def run_in_bf16(self):
-        """From now on; the average does not."""
-        run_units_in_bf16(self.codec)
-        if self.discriminator is not None:
-            run_in_bf16(self.discriminator)
+    def run_fast(self, in_bf16: bool, compiles: bool):
+        """From now on run in bfloat16, compiled, or both; the average does not."""
+        if not (compiles and compile_units(self.codec, in_bf16)) and in_bf16:
+            run_units_in_bf16(self.codec)
+        for module in (self.discriminator, self.features):
+            if in_bf16 and module is not None:
+                run_in_bf16(module)
 
     def start_step(self, step: int, phase: Phase):
         """Set what changes with the step."""
@@ -65,6 +73,7 @@ class CodecTraining:
             self.codec.quantizer.noise_probability = digit_noise_probability(
                 step, noise.first_step, noise.ramp_steps, noise.probability
             )
+            self.codec.quantizer.dropout_probability = phase.quantizer_dropout
         self._is_judged = self.discriminator is not None and bool(ADVERSARIAL & set(phase.losses))
         self._updates_discriminator = self._is_judged and step % self.recipe.discriminators.every == 0
 
@@ -79,19 +88,28 @@ class CodecTraining:
             num_valid: samples of audio in the whole batch.
             is_last: part of the batch.
         """
-        output = module(**batch)
+        output = module(**batch, output_latents=True)
         self.code_use.add(output.audio_codes, output.audio_codes_mask)
         if self._updates_discriminator:
             self._train_discriminator(batch, output.audio_values.detach(), num_valid, is_last)
         original, decoded, mask = batch["input_values"], output.audio_values, batch["padding_mask"]
-        config = self.codec.config
+        config, num_drawn = self.codec.config, self.recipe.scales_per_step
         functions = {
             "waveform": lambda: losses.waveform_loss(original, decoded, mask),
             "stft": lambda: losses.stft_loss(original, decoded, mask),
             "convergence_stft": lambda: losses.convergence_stft_loss(original, decoded, mask),
-            "mel": lambda: losses.mel_loss(original, decoded, mask, config.sampling_rate),
+            "complex_stft": lambda: losses.complex_stft_loss(
+                original, decoded, mask, losses.drawn(losses.COMPLEX_STFT_SIZES, num_drawn)
+            ),
+            "mel": lambda: losses.mel_loss(
+                original, decoded, mask, config.sampling_rate, losses.drawn(tuple(MULTISCALE_MELS), num_drawn)
+            ),
             "buzz": lambda: losses.buzz_loss(original, decoded, mask, config.sampling_rate, config.hop_length),
             "perceptual": lambda: self.perceptual(original, decoded, mask),
+            "features": lambda: self._feature_loss(original, decoded, mask),
+            "token_consistency": lambda: consistency_loss(
+                self.codec, batch, output.latents, decoded, self.recipe.consistency
+            ),
         }
         if self._is_judged:
             self.discriminator.requires_grad_(False)
@@ -102,6 +120,12 @@ class CodecTraining:
             functions["adversarial"] = lambda: adversarial_loss(fake)
             functions["feature_matching"] = lambda: feature_matching_loss(real, fake)
         return functions
+
+    def _feature_loss(self, original: torch.Tensor, decoded: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Of the first clips of the batch, weighted up for those that are not looked at, which have 0."""
+        num_clips = max(1, round(self.recipe.features.share * len(decoded)))
+        values = self.features(original[:num_clips], decoded[:num_clips], mask[:num_clips])
+        return torch.cat([values * (len(decoded) / num_clips), values.new_zeros(len(decoded) - num_clips)])
 
     def log_facts(self) -> dict[str, float | tuple[float, ...]]:
         """How much of the codebook is used, bits."""

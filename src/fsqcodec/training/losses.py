@@ -21,6 +21,9 @@ STFT_SIZES = (32, 64, 128, 256, 512, 1024)  # window lengths of L3AC, samples; h
 STFT_FLOOR = 1e-8  # of magnitudes, before the logarithm of L3AC
 CONVERGENCE_STFT_SIZES = ((1024, 120, 600), (2048, 240, 1200), (512, 50, 240))  # FFT, hop and window length, samples
 CONVERGENCE_FLOOR = 1e-8  # of squared magnitudes
+COMPLEX_STFT_SIZES = (256, 512, 1024)  # window lengths, samples; hop length a quarter
+COMPLEX_EXPONENT = 0.3  # that magnitudes are compressed with
+COMPLEX_FLOOR = 1e-6  # of squared magnitudes
 BUZZ_WINDOW = 2048  # samples
 BUZZ_REACH = 768  # samples; repeats further apart hardly fit in a window
 BUZZ_FROM_HZ = 2000  # below, what repeats is the voice
@@ -77,21 +80,62 @@ def convergence_stft_loss(
     return loss / len(sizes)
 
 
+def complex_stft_loss(
+    reference: torch.Tensor,
+    estimate: torch.Tensor,
+    padding_mask: torch.Tensor,
+    window_lengths: Sequence[int] = COMPLEX_STFT_SIZES,
+) -> torch.Tensor:
+    """Squared distance of spectra whose magnitudes are compressed by a power: |m - m'|^2 + |c - c'|^2 of the magnitudes
+    m = |S|^0.3 and the complex c = S |S|^-0.7, mean over frequencies, frames and Hann windows of `window_lengths`
+    samples. |S|^2 is at least 1e-6 in the powers.
+
+    Compression makes quiet partials count, the complex part keeps the phase. The complex loss is that of ESC (Gu and
+    Diao 2024, arXiv:2404.19441); both together are those of Ephrat et al. 2018 (arXiv:1804.03619) and Braun and Tashev
+    2020 (arXiv:2009.12286) for speech enhancement.
+    """
+    reference, estimate = _pair(reference, estimate, padding_mask)
+    loss = 0
+    for window_length in window_lengths:
+        hop_length = window_length // 4
+        window = torch.hann_window(window_length, dtype=reference.dtype, device=reference.device)
+        (a, compressed_a), (b, compressed_b) = (
+            _compressed(spectrum(audio, window_length, hop_length, window)) for audio in (reference, estimate)
+        )
+        distances = (a - b).square() + (compressed_a - compressed_b).square().sum(dim=-1)
+        loss = loss + _mean_over_time(distances.mean(dim=1), padding_mask[:, ::hop_length])
+    return loss / len(window_lengths)
+
+
 def mel_loss(
-    reference: torch.Tensor, estimate: torch.Tensor, padding_mask: torch.Tensor, sampling_rate: int
+    reference: torch.Tensor,
+    estimate: torch.Tensor,
+    padding_mask: torch.Tensor,
+    sampling_rate: int,
+    window_lengths: Sequence[int] = tuple(MULTISCALE_MELS),
 ) -> torch.Tensor:
     """Multi-scale log-mel loss, the metric `mel_distance_multiscale` to train on: mean absolute difference of log10 mel
     magnitudes, at least 1e-5, mean over the seven scales of DAC (https://github.com/descriptinc/descript-audio-codec,
-    conf/final), which takes their sum. `sampling_rate` is in Hz."""
+    conf/final), which takes their sum, or over those of them with one of `window_lengths` (samples). `sampling_rate` is
+    in Hz."""
     reference, estimate = _pair(reference, estimate, padding_mask)
     loss = 0
-    for window_length, num_mels in MULTISCALE_MELS.items():
+    for window_length in window_lengths:
+        num_mels = MULTISCALE_MELS[window_length]
         filters = _mel_filters(sampling_rate, window_length, num_mels, reference.dtype, reference.device)
         with torch.autocast(reference.device.type, enabled=False):
             a, b = ((filters @ _magnitudes(audio, window_length)).clamp(min=FLOOR) for audio in (reference, estimate))
         distances = (a.log10() - b.log10()).abs().mean(dim=1)
         loss = loss + _mean_over_time(distances, padding_mask[:, :: window_length // 4])
-    return loss / len(MULTISCALE_MELS)
+    return loss / len(window_lengths)
+
+
+def drawn(window_lengths: Sequence[int], num_drawn: int | None) -> tuple[int, ...]:
+    """`num_drawn` of the scales of a loss, at random, each as likely as the others, or all where it is `None` or there
+    are no more: a step with few of them costs less, and what is expected of its loss is the same."""
+    if num_drawn is None or num_drawn >= len(window_lengths):
+        return tuple(window_lengths)
+    return tuple(window_lengths[k] for k in torch.randperm(len(window_lengths))[:num_drawn].tolist())
 
 
 def buzz_loss(
@@ -177,6 +221,14 @@ def _magnitudes(audio: torch.Tensor, window_length: int) -> torch.Tensor:
     """`(batch, window_length // 2 + 1, num_frames)` of a Hann window, hop length a quarter."""
     window = torch.hann_window(window_length, dtype=audio.dtype, device=audio.device)
     return spectrum(audio, window_length, window_length // 4, window).abs()
+
+
+def _compressed(spectra: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Magnitudes of complex `spectra`, compressed, and the spectra with these magnitudes as pairs of real numbers,
+    `(..., 2)`."""
+    pairs = torch.view_as_real(spectra)
+    power = pairs.square().sum(dim=-1) + COMPLEX_FLOOR
+    return power ** (COMPLEX_EXPONENT / 2), pairs * (power ** ((COMPLEX_EXPONENT - 1) / 2)).unsqueeze(-1)
 
 
 def _mean_over_time(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -71,10 +71,14 @@ class LycodecTraining:
     def prepare(codec: LycodecModel, recipe: Recipe):
         """Nothing: no module takes another's place."""
 
-    def run_in_bf16(self):
-        """The encoder and the decoder's network; transforms, scales and the heads of the bands don't."""
-        run_in_bf16(self.codec.encoder)
-        run_in_bf16(self.codec.decoder.network)
+    def run_fast(self, in_bf16: bool, compiles: bool):
+        """Run the encoder and the decoder's network in bfloat16; transforms, scales and the heads of the bands don't.
+        Raises `ValueError` where units are to be compiled: it has none."""
+        if compiles:
+            raise ValueError("compile is for the residual units of CodecModel, Lycodec has none: leave it out")
+        if in_bf16:
+            run_in_bf16(self.codec.encoder)
+            run_in_bf16(self.codec.decoder.network)
 
     def start_step(self, step: int, phase: Phase):
         """Rescale the latents, and draw whether the quantizer is left out of this step, the same in all processes."""

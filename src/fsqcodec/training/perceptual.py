@@ -1,6 +1,7 @@
 """Losses by a frozen audio encoder: the distance of what it makes of two waveforms, and of that from tokens."""
 
 import os
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -47,17 +48,48 @@ class FrozenEncoder(nn.Module):
         frames that hold audio."""
         extractor = self.feature_extractor
         num_samples = audio.shape[-1]
+        self._check_length(num_samples)
+        audio = audio.float()
+        if isinstance(extractor, WhisperFeatureExtractor):
+            states = self.encoder(whisper_log_mel(audio, extractor, extractor.n_samples)).last_hidden_state
+            return states[:, : -(-num_samples * states.shape[1] // extractor.n_samples)]
+        return self.encoder(normalized(audio) if extractor.do_normalize else audio).last_hidden_state
+
+    def layer_states(self, audio: torch.Tensor, layers: Sequence[int]) -> list[torch.Tensor]:
+        """What each of `layers`, numbers from 1, makes of clips float32 `(batch, num_samples)`: `(batch, num_frames,
+        hidden_size)`. Whisper hears them without silence behind."""
+        extractor, encoder = self.feature_extractor, self.encoder
+        self._check_length(audio.shape[-1])
+        if not isinstance(extractor, WhisperFeatureExtractor):
+            audio = normalized(audio) if extractor.do_normalize else audio
+            states = encoder(audio, output_hidden_states=True).hidden_states
+            return [states[number] for number in layers]
+        x = nn.functional.gelu(encoder.conv1(whisper_log_mel(audio, extractor, audio.shape[-1])))
+        x = nn.functional.gelu(encoder.conv2(x)).transpose(1, 2)
+        x = x + encoder.embed_positions.weight[: x.shape[1]]
+        states = []
+        for layer in encoder.layers[: max(layers)]:
+            x = layer(x, None)
+            states.append(x)
+        return [states[number - 1] for number in layers]
+
+    def check_sampling_rate(self, model: str | os.PathLike, sampling_rate: int):
+        """Raise a `ValueError` that calls it `model` where the encoder hears audio at another rate, Hz."""
+        if self.feature_extractor.sampling_rate != sampling_rate:
+            raise ValueError(
+                f"{model} wants audio at {self.feature_extractor.sampling_rate} Hz, it is at {sampling_rate} Hz: take "
+                "an encoder of that rate"
+            )
+
+    def _check_length(self, num_samples: int):
+        extractor = self.feature_extractor
         if isinstance(extractor, WhisperFeatureExtractor):
             if num_samples > extractor.n_samples:
                 raise ValueError(
                     f"a clip has {num_samples} samples, the encoder hears {extractor.n_samples}: crop it first"
                 )
-            states = self.encoder(whisper_log_mel(audio.float(), extractor)).last_hidden_state
-            return states[:, : -(-num_samples * states.shape[1] // extractor.n_samples)]
-        if self.encoder._get_feat_extract_output_lengths(num_samples) < 1:
+        elif self.encoder._get_feat_extract_output_lengths(num_samples) < 1:
             raise ValueError(f"a clip has {num_samples} samples: the encoder needs more for one frame, leave it out")
-        audio = audio.float()
-        return self.encoder(normalized(audio) if extractor.do_normalize else audio).last_hidden_state
 
 
 class PerceptualLoss(FrozenEncoder):
@@ -80,11 +112,7 @@ class PerceptualLoss(FrozenEncoder):
 
     def __init__(self, model: str | os.PathLike, sampling_rate: int):
         super().__init__(model)
-        if self.feature_extractor.sampling_rate != sampling_rate:
-            raise ValueError(
-                f"{model} wants audio at {self.feature_extractor.sampling_rate} Hz, it is at {sampling_rate} Hz: take "
-                "an encoder of that rate"
-            )
+        self.check_sampling_rate(model, sampling_rate)
 
     def forward(self, reference: torch.Tensor, estimate: torch.Tensor, padding_mask: torch.Tensor) -> torch.Tensor:
         """Squared differences summed over channels, mean over the frames that hold audio: float `(batch,)`, 0 for a
@@ -109,6 +137,57 @@ class PerceptualLoss(FrozenEncoder):
             states = self.hidden_states(estimate[rows, :num_samples])
             losses[rows] = (states - reference_states).float().square().sum(dim=-1).mean(dim=-1).to(losses.dtype)
         return losses
+
+
+class FeatureLoss(FrozenEncoder):
+    """Distance of what several layers of an audio encoder make of two waveforms, relative to the size of the first:
+    ||a - b||^2 / ||a||^2, over the frames that hold audio, mean over the layers.
+
+    What a speech recogniser can't tell from the recording is understood: JHCodec (2025) trains a codec so. A crop runs
+    as it is: Whisper's positions are cut to its length instead of 30 s of silence that would cost thirty times as much
+    for a second. What an encoder then makes of a crop is near, not equal, to what it makes of it padded.
+
+    Args:
+        model: as of `FrozenEncoder`.
+        sampling_rate: Hz, of the audio.
+        layers: numbers of the encoder's layers, from 1; those above the highest are not computed.
+
+    Raises:
+        ValueError: as `FrozenEncoder`, for an encoder with another sampling rate, or without such a layer.
+    """
+
+    def __init__(self, model: str | os.PathLike, sampling_rate: int, layers: Sequence[int]):
+        super().__init__(model)
+        self.check_sampling_rate(model, sampling_rate)
+        num_layers = self.encoder.config.num_hidden_layers
+        if not layers or min(layers) < 1 or max(layers) > num_layers:
+            raise ValueError(f"expected layers from 1 to {num_layers} of {model}, got {tuple(layers)}: choose others")
+        self.layers = tuple(layers)
+
+    def forward(self, reference: torch.Tensor, estimate: torch.Tensor, padding_mask: torch.Tensor) -> torch.Tensor:
+        """Float `(batch,)`, 0 for a clip without audio.
+
+        Args:
+            reference: float `(batch, 1, num_samples)`; gets no gradient.
+            estimate: of the same shape.
+            padding_mask: `(batch, num_samples)`, 1 for audio, then 0 to the end: silence is heard there, and does not
+                count.
+
+        Raises:
+            ValueError: other shapes, clips shorter than one frame of the encoder, or longer than Whisper hears (30 s).
+        """
+        reference = silence_padding(reference, padding_mask, "reference").float()
+        estimate = silence_padding(estimate, padding_mask, "estimate").float()
+        with torch.no_grad():
+            wanted = self.layer_states(reference, self.layers)
+        loss = 0
+        for a, b in zip(wanted, self.layer_states(estimate, self.layers)):
+            a, b = a.float(), b.float()
+            first_samples = torch.arange(a.shape[1], device=a.device) * padding_mask.shape[1] // a.shape[1]
+            counted = padding_mask[:, first_samples].bool()[..., None]
+            distance = (a - b).masked_fill(~counted, 0).square().sum(dim=(1, 2))
+            loss = loss + distance / a.masked_fill(~counted, 0).square().sum(dim=(1, 2)).clamp(min=1e-6)
+        return loss / len(self.layers)
 
 
 class TokenAlignment(nn.Module):
@@ -146,19 +225,20 @@ class TokenAlignment(nn.Module):
         return 1 - nn.functional.cosine_similarity(self.projection(features), states, dim=-1).mean(dim=1)
 
 
-def whisper_log_mel(audio: torch.Tensor, extractor: WhisperFeatureExtractor) -> torch.Tensor:
+def whisper_log_mel(audio: torch.Tensor, extractor: WhisperFeatureExtractor, num_samples: int) -> torch.Tensor:
     """What `extractor` makes of clips, with gradients (Radford et al. 2022, arXiv:2212.04356, section 2.2).
 
     The log10 of mel powers, at least 1e-10 and at least 8 below the clip's loudest, plus 4, over 4, of each clip
     followed by silence. Dither is left out.
 
     Args:
-        audio: float32 `(batch, num_samples)` at the extractor's sampling rate, `extractor.n_samples` (30 s) at most.
+        audio: float32 `(batch, num_samples)` at the extractor's sampling rate.
+        num_samples: that clips are padded to with silence; the extractor does so up to its `n_samples` (30 s).
 
     Returns:
-        float32 `(batch, num_mels, extractor.nb_max_frames)`.
+        float32 `(batch, num_mels, num_samples // extractor.hop_length)`.
     """
-    audio = nn.functional.pad(audio, (0, extractor.n_samples - audio.shape[-1]))
+    audio = nn.functional.pad(audio, (0, num_samples - audio.shape[-1]))
     window = torch.hann_window(extractor.n_fft, device=audio.device)
     frames = torch.stft(audio, extractor.n_fft, extractor.hop_length, window=window, return_complex=True)[..., :-1]
     filters = torch.from_numpy(extractor.mel_filters.T).to(audio)

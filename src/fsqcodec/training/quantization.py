@@ -107,6 +107,10 @@ class TrainingQuantizer(FiniteScalarQuantizer):
     https://github.com/zhai-lw/L3AC (branch `train`; there, a little narrower). Tokens are the rounded digits all the
     same. 0 at first; see `digit_noise_probability`.
 
+    `dropout_probability`, in [0, 1]: in training, each clip independently reaches the decoder unrounded with this
+    probability: encoder and decoder learn together first, and the rounding comes later, as in ESC (Gu and Diao 2024,
+    arXiv:2404.19441). 0 at first.
+
     Make it with `prepare_quantizer`.
     """
 
@@ -119,20 +123,39 @@ class TrainingQuantizer(FiniteScalarQuantizer):
         self.project_in = WhitenedLinear(quantizer.project_in, gain, -shift, momentum)
         self.project_out = quantizer.project_out
         self.noise_probability = 0.0
+        self.dropout_probability = 0.0
 
     def forward(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """As `FiniteScalarQuantizer`: latents `(batch, num_frames, latent_dim)` to the decoder's input, with gradients
         that pass rounding and noise unchanged, and indices `(batch, num_frames)`."""
-        if not (self.training and self.noise_probability):
+        if not (self.training and (self.noise_probability or self.dropout_probability)):
             return super().forward(latents)
         positions = self.positions(latents)
         digits = self.round(positions)
         is_noisy = torch.rand_like(positions) < self.noise_probability
         noisy_positions = positions + torch.rand_like(positions) - 0.5
+        heard = torch.where(is_noisy, noisy_positions, digits.to(positions.dtype))
+        is_unrounded = torch.rand_like(positions[:, :1, :1]) < self.dropout_probability
+        heard = torch.where(is_unrounded, positions, heard)
         soft_values = self._to_values(positions)
-        values = self._to_values(torch.where(is_noisy, noisy_positions, digits.to(positions.dtype)))
-        values = soft_values + (values - soft_values).detach()
+        values = soft_values + (self._to_values(heard) - soft_values).detach()
         return self.values_to_features(values), self.digits_to_indices(digits)
+
+    def positions_beside(
+        self, latents: torch.Tensor, clean_latents: torch.Tensor, clean_mask: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Positions of latents `(num_clips, num_frames, latent_dim)`, and of the clean ones `(batch, num_frames,
+        latent_dim)`, both whitened by the statistics of the clean ones over the frames of `clean_mask` `(batch,
+        num_frames)`, bool: what the model makes of both would differ by more if each had its own."""
+        projection = self.project_in
+        clean = projection.unwhitened(clean_latents)
+        mean, covariance = _mean_and_covariance(clean, clean_mask)
+        half_range, shift, offset = self._bound_constants(latents.device)
+
+        def bounded(z: torch.Tensor) -> torch.Tensor:
+            return torch.tanh(projection.whitened(z, mean, covariance) + shift) * half_range + offset
+
+        return bounded(projection.unwhitened(latents)), bounded(clean)
 
     def fold(self) -> FiniteScalarQuantizer:
         """A quantizer of the published architecture that computes what this one does now, in eval mode."""
@@ -179,6 +202,10 @@ class WhitenedLinear(Float32Linear):
         with torch.no_grad():
             self.running_mean.lerp_(mean, self.momentum)
             self.running_covariance.lerp_(covariance, self.momentum)
+        return self.whitened(z, mean, covariance)
+
+    def whitened(self, z: torch.Tensor, mean: torch.Tensor, covariance: torch.Tensor) -> torch.Tensor:
+        """The layer's output where `z`, of `unwhitened`, has this mean and covariance."""
         return (z - mean) @ self._whitening(covariance).T + self.offset
 
     def unwhitened(self, x: torch.Tensor) -> torch.Tensor:

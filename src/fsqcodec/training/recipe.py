@@ -15,7 +15,19 @@ import yaml
 from ..presets import PRESETS, preset_config
 
 LOSSES = {  # by model_type
-    "codec": ("waveform", "stft", "convergence_stft", "mel", "buzz", "perceptual", "adversarial", "feature_matching"),
+    "codec": (
+        "waveform",
+        "stft",
+        "convergence_stft",
+        "complex_stft",
+        "mel",
+        "buzz",
+        "perceptual",
+        "features",
+        "token_consistency",
+        "adversarial",
+        "feature_matching",
+    ),
     "lycodec": ("consistency", "stft", "alignment"),
 }
 RECIPES = Path(__file__).parent / "recipes"
@@ -59,7 +71,8 @@ class Data:
 @dataclass(frozen=True)
 class Phase:
     """`steps` with these weights of losses, which the model's family has; `caps` are the largest values of weighted
-    losses, see `losses.cap`. Lycodec: `quantizer_dropout` is the share of steps without the quantizer."""
+    losses, see `losses.cap`. `quantizer_dropout` is the share of clips, of Lycodec that of steps, that reach the decoder
+    without having been quantized: 1 to begin without the quantizer."""
 
     steps: int
     losses: dict[str, float]
@@ -93,6 +106,26 @@ class DigitNoise:
 
 
 @dataclass(frozen=True)
+class Features:
+    """Of the loss "features": numbers of the layers of `perceptual_model` that are compared, from 1, and the `share` of
+    each batch's clips, the others cost nothing; see `perceptual.FeatureLoss`."""
+
+    layers: tuple[int, ...] = (1, 2, 3, 4)
+    share: float = 1.0
+
+
+@dataclass(frozen=True)
+class Consistency:
+    """Of the loss "token_consistency": how clips are changed, and the `share` of each batch's clips that are; see
+    `consistency.perturbed`."""
+
+    share: float = 0.25
+    noise_db: tuple[float, float] = (30.0, 40.0)
+    gain_db: tuple[float, float] = (-1.0, 1.0)
+    shift_samples: int = 1
+
+
+@dataclass(frozen=True)
 class Discriminators:
     """Their sizes, and every how many steps they are updated."""
 
@@ -112,9 +145,14 @@ class Recipe:
         accumulation_steps: parts in which a process computes its share of the batch.
         phases: one after the other.
         ema_decay: of the average of the weights, which is what is validated and saved.
+        scales_per_step: how many scales of the losses "mel" and "complex_stft" a step draws at random; all of them if
+            not given.
+        compile: run residual units compiled, see `training.compilation`; the first step takes half a minute longer.
         precision: "bf16" runs most of the work in it where that is faster, see `training.precision`.
         gradient_checkpointing: compute layers once more instead of keeping what they computed; Lycodec.
-        perceptual_model: folder or Hub id of an audio encoder, for the losses "perceptual" and "alignment".
+        perceptual_model: folder or Hub id of an audio encoder, for the losses "perceptual", "features" and "alignment".
+        recognizer: folder or Hub id of a speech recognition model, for word error rates in validation.
+        recognize_every: how many validations there are to one with the recognizer; the last one has it too.
         validate_minutes, save_minutes: between validations, and between states to resume from.
         check_collapse_steps: window of tokens in which a collapse of the quantizer is looked for.
         trackers: of accelerate, like "tensorboard", that get what is logged.
@@ -128,11 +166,17 @@ class Recipe:
     seed: int = 0
     optimizer: Optimizer = field(default_factory=Optimizer)
     ema_decay: float = 0.999
+    scales_per_step: int | None = None
+    compile: bool = False
     precision: Literal["float32", "bf16"] = "float32"
     gradient_checkpointing: bool = False
     digit_noise: DigitNoise = field(default_factory=DigitNoise)
     discriminators: Discriminators = field(default_factory=Discriminators)
+    features: Features = field(default_factory=Features)
+    consistency: Consistency = field(default_factory=Consistency)
     perceptual_model: str | None = None
+    recognizer: str | None = None
+    recognize_every: int = 1
     validate_minutes: float = 10.0
     save_minutes: float = 5.0
     check_collapse_steps: int = 50
@@ -212,6 +256,8 @@ SECTIONS = {
     "data": Data,
     "optimizer": Optimizer,
     "digit_noise": DigitNoise,
+    "features": Features,
+    "consistency": Consistency,
     "discriminators": Discriminators,
 }
 
@@ -281,7 +327,7 @@ def _check(recipe: Recipe, where: str):
         raise ValueError(f"{where} has no phases: at least one is wanted")
     for phase in recipe.phases:
         check_losses(phase, known, where)
-        for name in ("perceptual", "alignment"):
+        for name in ("perceptual", "features", "alignment"):
             if name in phase.losses and recipe.perceptual_model is None:
                 raise ValueError(f"{where}: the loss {name!r} wants a perceptual_model, like openai/whisper-tiny")
 

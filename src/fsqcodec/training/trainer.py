@@ -84,11 +84,11 @@ class Trainer:
         self.family = FAMILIES[self.config.model_type](recipe, self.codec, self.averaged, self.accelerator)
         module = self.family.module
         self.model, *self.optimizers = self.accelerator.prepare(module, *make_optimizers(module, recipe.optimizer))
-        if recipe.precision == "bf16":
-            if is_bf16_fast(self.accelerator.device):
-                self.family.run_in_bf16()
-            else:
-                warnings.warn("bf16 is slower than float32 on this processor: all runs in float32", stacklevel=2)
+        in_bf16 = recipe.precision == "bf16"
+        if in_bf16 and not is_bf16_fast(self.accelerator.device):
+            warnings.warn("bf16 is slower than float32 on this processor: all runs in float32", stacklevel=2)
+            in_bf16 = False
+        self.family.run_fast(in_bf16, recipe.compile)
         self.step = 0
         self.seconds = 0.0  # spent training, over all resumed runs
         extractor = self.family.extractor_class(sampling_rate=self.config.sampling_rate)
