@@ -33,11 +33,12 @@ def test_files_folders_and_globs():
 @pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
 def test_manifests(suffix, tmp_path):
     shutil.copy(GERMAN, tmp_path / "clip.flac")
-    rows = datasets.Dataset.from_dict({"path": ["clip.flac"], "speaker": ["t"], "transcript": ["Eurasien"]})
+    columns = {"path": "clip.flac", "speaker": "t", "transcript": "Eurasien", "locale": "de"}
+    rows = datasets.Dataset.from_dict({name: [value] for name, value in columns.items()})
     path = tmp_path / f"manifest.{suffix}"
     {"jsonl": rows.to_json, "csv": rows.to_csv, "parquet": rows.to_parquet}[suffix](path)
     (clip,) = find_clips([path])
-    assert (clip.name, clip.transcript, clip.speaker) == ("clip.flac", "Eurasien", "t")
+    assert (clip.name, clip.transcript, clip.speaker, clip.language) == ("clip.flac", "Eurasien", "t", "de")
     assert_is(clip, GERMAN)
 
 

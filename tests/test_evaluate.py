@@ -23,7 +23,7 @@ from clips import CLIP_DIR, ENGLISH, GERMAN
 from fsqcodec import CodecFeatureExtractor
 from fsqcodec.audio import read_audio
 from fsqcodec.codecs import load_codec
-from fsqcodec.evaluation.recognition import recognition_errors
+from fsqcodec.evaluation.recognition import character_errors, load_recognizer, recognize, word_errors
 from fsqcodec.evaluation.report import write_reports
 from fsqcodec.evaluation.run import Settings, evaluate
 from fsqcodec_cli import app
@@ -183,12 +183,13 @@ def test_words_are_counted_where_a_recognizer_is_named(folder, tmp_path):
     codec = load_codec(folder)
     clip = read_audio(GERMAN, 16000)
     (decoded,) = codec.decode(codec.encode([clip]), [len(clip)])
-    by_hand = recognition_errors([row["transcript"]], [decoded], 16000, recognizer)
-    assert row["recognized"] == by_hand.transcripts[0]
-    assert summary["codecs"][str(folder)]["recognition"] == {"wer": by_hand.wer, "cer": by_hand.cer, "num_clips": 1}
-    original = recognition_errors([row["transcript"]], [clip], 16000, recognizer)
+    pipeline = load_recognizer(recognizer)
+    assert row["recognized"] == recognize(decoded, 16000, pipeline)
+    wer, cer = (errors([row["transcript"]], [row["recognized"]]).rate for errors in (word_errors, character_errors))
+    assert summary["codecs"][str(folder)]["recognition"] == {"wer": wer, "cer": cer, "num_clips": 1}
+    original = character_errors([row["transcript"]], [recognize(clip, 16000, pipeline)])
     assert summary["recognition"]["model"] == str(recognizer)
-    assert summary["recognition"]["original"]["cer"] == original.cer
+    assert summary["recognition"]["original"]["cer"] == original.rate
 
 
 def test_nothing_of_an_earlier_run_is_shown(folder, tmp_path):

@@ -3,8 +3,8 @@
 A source is one of
     a file, a folder (searched for audio), or a glob;
     a manifest: .jsonl, .csv or .parquet with a column `path` or `file_name` (relative to the manifest) or `audio`, and
-    perhaps `transcript` or `text`, `speaker`, `source` and `license`; `manifest.jsonl:speech/` takes the rows whose
-    names start so;
+    perhaps `transcript` or `text`, `speaker`, `source`, `license` and `language`; `manifest.jsonl:speech/` takes the
+    rows whose names start so;
     a data set of the Hub, or one that `datasets.load_dataset` knows: `org/name`, `org/name:split`,
     `org/name:config:split`, with an audio column.
 """
@@ -27,6 +27,7 @@ FACT_COLUMNS = (  # of a clip: each fact's possible columns, the facts in the or
     ("speaker", "speaker_id"),
     ("source",),
     ("license",),
+    ("language", "lang", "locale"),
 )
 NAME_COLUMNS = ("id", "path", "file")
 PATH_COLUMNS = ("path", "file_name", "audio")
@@ -43,6 +44,7 @@ class Clip:
         speaker: who says it, where the data tells.
         source: the corpus it comes from, where the data tells.
         license: of this corpus, where the data tells.
+        language: what is spoken, a tag or a name such as "en" or "German", where the data tells.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Clip:
     speaker: str | None = None
     source: str | None = None
     license: str | None = None
+    language: str | None = None
 
     @property
     def seconds(self) -> float:

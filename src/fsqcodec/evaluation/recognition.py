@@ -1,122 +1,193 @@
-"""What speech recognition understands of decoded speech: word and character error rates.
+"""Word and character errors of a speech recognition model on decoded speech.
 
-Any "automatic-speech-recognition" pipeline of Transformers listens; jiwer counts, after the same normalisation of both
-texts: lower case, hyphens become spaces, other punctuation goes.
+Any "automatic-speech-recognition" pipeline of Transformers recognises, one clip at a time and greedily in float32, so
+that neither the other clips nor chance change a transcript. jiwer counts the errors.
+
+Both texts are normalised first, see `normalize_text`. Spelling and numbers stay as they are: "42" for "forty-two" is an
+error. In languages that are written without spaces, read the character errors.
 """
 
 import os
-from collections.abc import Sequence
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 import transformers
+from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
 from ..audio import resample
 from .metric import check_waveform, import_package
 
+NUM_RESAMPLES = 1_000  # of the bootstrap
+INTERVAL_SHARE = 0.95
+
 
 @dataclass(frozen=True)
-class RecognitionErrors:
-    """Errors of a set of clips, and who made them.
+class ErrorCounts:
+    """Errors in words or characters. Counts can be added: `sum(counts, ErrorCounts())`.
 
     Attributes:
-        wer: word errors, substitutions, deletions and insertions, by words of the references; can exceed 1.
-        cer: the same with characters, spaces included.
-        transcripts: what was recognised in each clip, before normalisation.
-        model: id or folder of the recogniser.
-        revision: its commit on the Hub; None for a folder.
+        hits: words of the reference that were recognised.
+        substitutions: words that were recognised as another.
+        deletions: words of the reference that were not recognised.
+        insertions: recognised words that the reference lacks.
     """
 
-    wer: float
-    cer: float
-    transcripts: list[str]
-    model: str
-    revision: str | None
+    hits: int = 0
+    substitutions: int = 0
+    deletions: int = 0
+    insertions: int = 0
 
+    @property
+    def length(self) -> int:
+        """Words, or characters, of the reference."""
+        return self.hits + self.substitutions + self.deletions
 
-def recognition_errors(
-    references: Sequence[str],
-    clips: Sequence[np.ndarray],
-    sampling_rate: int,
-    pipeline: "str | os.PathLike | transformers.AutomaticSpeechRecognitionPipeline",
-) -> RecognitionErrors:
-    """Recognise clips and compare with what was said.
+    @property
+    def errors(self) -> int:
+        """Substitutions, deletions and insertions."""
+        return self.substitutions + self.deletions + self.insertions
 
-    Args:
-        references: the true text of each clip.
-        clips: float arrays `(num_samples,)`.
-        sampling_rate: Hz, of all clips; they are resampled to what the recogniser wants.
-        pipeline: an "automatic-speech-recognition" pipeline, or the id or folder of a model for one.
+    @property
+    def rate(self) -> float | None:
+        """Errors divided by the length of the reference; can exceed 1. `None` for a reference of length 0."""
+        return self.errors / self.length if self.length else None
 
-    Raises:
-        ValueError: no clips, not one reference for each, a reference without words, a clip that is no waveform.
-        OSError: there is no such model.
-        ImportError: jiwer is absent.
-    """
-    if not isinstance(pipeline, transformers.Pipeline):
-        pipeline = load_recognizer(pipeline)
-    if not clips or len(references) != len(clips):
-        raise ValueError(f"{len(references)} references, {len(clips)} clips: one reference for each clip is wanted")
-    transcripts = transcribe(clips, sampling_rate, pipeline)
-    wer, cer = error_rates(references, transcripts)
-    model = pipeline.model
-    return RecognitionErrors(wer, cer, transcripts, model.name_or_path, getattr(model.config, "_commit_hash", None))
+    def __add__(self, other: "ErrorCounts") -> "ErrorCounts":
+        return ErrorCounts(
+            self.hits + other.hits,
+            self.substitutions + other.substitutions,
+            self.deletions + other.deletions,
+            self.insertions + other.insertions,
+        )
 
 
 def load_recognizer(
-    model: str | os.PathLike, device: str | None = None
+    folder: str | os.PathLike, device: str | None = None
 ) -> transformers.AutomaticSpeechRecognitionPipeline:
-    """The pipeline of a speech recognition model, by folder or Hub id, on `device` (by default the CPU).
+    """Load a speech recognition model, by folder or Hub id, in float32 as a pipeline on `device` (default: the CPU).
 
-    Raises `ValueError` for another kind of model, `OSError` where there is none.
+    Raises:
+        OSError: there is no such model.
+        ValueError: the model is of another kind.
     """
     try:
-        return transformers.pipeline("automatic-speech-recognition", model=os.fspath(model), device=device or "cpu")
+        return transformers.pipeline(
+            "automatic-speech-recognition", model=os.fspath(folder), device=device or "cpu", dtype=torch.float32
+        )
     except OSError as error:
-        raise OSError(f"no speech recognition model {str(model)!r}: {str(error).splitlines()[0]}") from error
+        raise OSError(f"no speech recognition model {str(folder)!r}: {str(error).splitlines()[0]}") from error
     except (ValueError, KeyError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"{model} is no speech recognition model that Transformers knows: {reason}") from error
+        raise ValueError(f"{folder} is no speech recognition model that Transformers knows: {reason}") from error
 
 
-def transcribe(
-    clips: Sequence[np.ndarray], sampling_rate: int, pipeline: transformers.AutomaticSpeechRecognitionPipeline
-) -> list[str]:
-    """What the recogniser understands of clips `(num_samples,)` at `sampling_rate` Hz. Raises `ValueError` for a clip
-    that is no waveform."""
-    rate = pipeline.feature_extractor.sampling_rate
-    audio = [check_waveform(clip, f"clip {number}") for number, clip in enumerate(clips)]
-    heard = pipeline([resample(clip, sampling_rate, rate).astype(np.float32) for clip in audio])
-    return [result["text"] for result in heard]
+def recognize(
+    clip_audio: np.ndarray,
+    sampling_rate: int,
+    recognizer: transformers.AutomaticSpeechRecognitionPipeline,
+    language: str | None = None,
+) -> str:
+    """Return what the recognizer makes of a clip: its text, not normalised. The same clip always gives the same text.
+
+    Args:
+        clip_audio: floats `(num_samples,)`, of any length.
+        sampling_rate: Hz, of the clip; it is resampled to the recognizer's rate.
+        recognizer: from `load_recognizer`.
+        language: tag or English name, such as "en", "en-GB", "en (L1 Mandarin)" or "German". `None`, or a language the
+            recognizer lacks, has a Whisper model detect it. Other models, and Whisper for English only, ignore it.
+
+    Raises:
+        ValueError: the clip is not mono, empty, or has integers, NaN or infinite samples.
+    """
+    audio = check_waveform(clip_audio, "clip_audio")
+    extractor = recognizer.feature_extractor
+    options = {}
+    if recognizer.model.can_generate():
+        options["generate_kwargs"] = {"num_beams": 1, "do_sample": False, **_language_options(language, recognizer)}
+    audio = resample(audio, sampling_rate, extractor.sampling_rate).astype(np.float32)
+    if recognizer.type == "seq2seq_whisper" and len(audio) > extractor.n_samples:
+        options["return_timestamps"] = True  # Whisper takes clips of more than 30 s only so
+    return recognizer(audio, **options)["text"]
 
 
-def error_rates(references: Sequence[str], transcripts: Sequence[str]) -> tuple[float, float]:
-    """Word and character error rate of all texts together, normalised. Raises `ValueError` for a reference without
-    words."""
-    jiwer = import_package("jiwer", "evaluation")
-    normalisation = _normalisation()
-    for reference in references:
-        if not has_words(reference):
-            raise ValueError(f"the reference {reference!r} has no words: leave the clip out")
-    words = jiwer.Compose([*normalisation, jiwer.ReduceToListOfListOfWords()])
-    characters = jiwer.Compose([*normalisation, jiwer.ReduceToListOfListOfChars()])
-    texts = list(references), list(transcripts)
-    wer = jiwer.wer(*texts, reference_transform=words, hypothesis_transform=words)
-    cer = jiwer.cer(*texts, reference_transform=characters, hypothesis_transform=characters)
-    return wer, cer
+def normalize_text(text: str) -> str:
+    """Return a text in lower case whose words, letters and digits with apostrophes inside, are separated by one space.
+
+    Hyphens and other punctuation separate words; letters and digits of all scripts stay.
+    """
+    text = unicodedata.normalize("NFKC", text.lower()).translate(_APOSTROPHES)
+    kept = "".join(c if c == "'" or unicodedata.category(c)[0] in "LMN" else " " for c in text)
+    return " ".join(word for word in (word.strip("'") for word in kept.split()) if word)
+
+
+def word_errors(references: Sequence[str], hypotheses: Sequence[str]) -> ErrorCounts:
+    """Count the errors in the words of all texts together, normalised.
+
+    A reference without words counts the words of its hypothesis as insertions.
+
+    Args:
+        references: what was said.
+        hypotheses: what was recognised, one text for each reference.
+
+    Raises:
+        ValueError: not one hypothesis for each reference.
+        ImportError: jiwer is not installed.
+    """
+    return _counts(references, hypotheses, "process_words")
+
+
+def character_errors(references: Sequence[str], hypotheses: Sequence[str]) -> ErrorCounts:
+    """Count the errors in the characters of all texts together, spaces included; arguments as of `word_errors`."""
+    return _counts(references, hypotheses, "process_characters")
+
+
+def bootstrap_interval(counts: Iterable[ErrorCounts]) -> tuple[float, float] | None:
+    """Return the 95 % interval of the error rate over clips: 1,000 times as many clips are drawn with replacement.
+
+    The draws are the same in every run. `None` where no clip has a reference.
+    """
+    counts = list(counts)
+    errors = np.array([each.errors for each in counts], dtype=np.int64)
+    lengths = np.array([each.length for each in counts], dtype=np.int64)
+    if not lengths.any():
+        return None
+    generator = np.random.default_rng(0)
+    rates = []
+    for _ in range(NUM_RESAMPLES):
+        drawn = generator.integers(len(counts), size=len(counts))
+        if lengths[drawn].any():
+            rates.append(errors[drawn].sum() / lengths[drawn].sum())
+    tail = 50 * (1 - INTERVAL_SHARE)
+    low, high = np.percentile(rates, [tail, 100 - tail])
+    return float(low), float(high)
 
 
 def has_words(text: str | None) -> bool:
     """Whether anything is left of a text after normalisation."""
-    return bool(text) and bool(import_package("jiwer", "evaluation").Compose(_normalisation())(text))
+    return bool(text) and bool(normalize_text(text))
 
 
-def _normalisation() -> list:
+_APOSTROPHES = str.maketrans("\u2018\u2019\u02bc", "'''")
+
+
+def _counts(references: Sequence[str], hypotheses: Sequence[str], function: str) -> ErrorCounts:
+    if len(references) != len(hypotheses):
+        raise ValueError(f"expected one hypothesis for each reference, got {len(hypotheses)} for {len(references)}")
     jiwer = import_package("jiwer", "evaluation")
-    return [
-        jiwer.ToLowerCase(),
-        jiwer.SubstituteRegexes({r"[-\u2010-\u2015\s]+": " "}),
-        jiwer.RemovePunctuation(),
-        jiwer.RemoveMultipleSpaces(),
-        jiwer.Strip(),
-    ]
+    output = getattr(jiwer, function)([*map(normalize_text, references)], [*map(normalize_text, hypotheses)])
+    return ErrorCounts(output.hits, output.substitutions, output.deletions, output.insertions)
+
+
+def _language_options(language: str | None, recognizer: transformers.AutomaticSpeechRecognitionPipeline) -> dict:
+    """What `generate` of a Whisper model of many languages is told of the language; other models get nothing."""
+    facts = recognizer.model.generation_config
+    known = getattr(facts, "lang_to_id", None)
+    if not known or not getattr(facts, "is_multilingual", True):
+        return {}
+    tag = re.match(r"[a-z]*", (language or "").strip().lower())[0]
+    code = TO_LANGUAGE_CODE.get(tag, tag)
+    return {"task": "transcribe", **({"language": code} if f"<|{code}|>" in known else {})}

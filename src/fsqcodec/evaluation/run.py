@@ -30,7 +30,7 @@ from .alignment import MAX_DELAY_SECONDS, align
 from .journal import Journal
 from .learned_metrics import LEARNED_METRICS
 from .metrics import METRICS, compute_metrics
-from .recognition import error_rates, has_words, load_recognizer, transcribe
+from .recognition import character_errors, has_words, load_recognizer, recognize, word_errors
 from .robustness import robustness
 from .summary import RESEMBLANCE_METRIC, commit, machine, summarize_codec, versions
 from .token_statistics import token_statistics
@@ -199,7 +199,7 @@ class _Run:
         if "originals" not in self.journal:
             clips = [readable.clip for readable in self.clips.readable if has_words(readable.clip.transcript)]
             read = [self._read(clip, 1) for clip in clips]
-            heard = [transcribe([audio], rate, self.recognizer)[0] for audio, rate in read]
+            heard = [recognize(audio, rate, self.recognizer, clip.language) for clip, (audio, rate) in zip(clips, read)]
             self.journal.add("originals", [(clip.transcript, text) for clip, text in zip(clips, heard)])
         model = self.recognizer.model
         revision = getattr(model.config, "_commit_hash", None)
@@ -236,7 +236,7 @@ class _Run:
             values = {metric: None if metric in reasons else value for metric, value in values.items()}
             if self.recognizer is not None and has_words(clip.transcript):
                 heard = np.atleast_2d(decoded)[:, : audio.shape[-1]].mean(axis=0)
-                (recognized,) = transcribe([heard], sampling_rate, self.recognizer)
+                recognized = recognize(heard, sampling_rate, self.recognizer, clip.language)
                 row |= {"transcript": clip.transcript, "recognized": recognized}
             yield {
                 **row,
@@ -366,7 +366,7 @@ def _error_rates(texts: list[tuple[str, str]]) -> dict | None:
     texts = [(transcript, recognized) for transcript, recognized in texts if recognized is not None]
     if not texts:
         return None
-    wer, cer = error_rates(*zip(*texts))
+    wer, cer = (errors(*zip(*texts)).rate for errors in (word_errors, character_errors))
     return {"wer": wer, "cer": cer, "num_clips": len(texts)}
 
 
