@@ -14,7 +14,9 @@ from fsqcodec.training.losses import (
     batch_mean,
     buzz_loss,
     cap,
+    complex_stft_loss,
     convergence_stft_loss,
+    drawn,
     mel_loss,
     stft_loss,
     waveform_loss,
@@ -24,6 +26,7 @@ LOSSES = {
     "waveform": waveform_loss,
     "stft": stft_loss,
     "convergence_stft": convergence_stft_loss,
+    "complex_stft": complex_stft_loss,
     "mel": partial(mel_loss, sampling_rate=16000),
     "buzz": partial(buzz_loss, sampling_rate=16000, hop_length=96),
 }
@@ -154,6 +157,42 @@ def test_convergence_stft_loss_is_that_of_auraloss():
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     gradient, expected_gradient = (torch.autograd.grad(value.sum(), estimate)[0] for value in (loss, expected))
     assert (gradient - expected_gradient).norm() < 1e-4 * expected_gradient.norm()
+
+
+def test_complex_stft_loss_compresses_magnitudes_and_keeps_phases():
+    """Against the formula in polar form, above the floor; a gain moves magnitudes, a change of sign phases alone."""
+    reference, estimate, mask = clip_with_silent_ends()
+    expected = 0
+    for window_length in (256, 512, 1024):
+        window = torch.hann_window(window_length, dtype=reference.dtype)
+        a, b = (
+            torch.stft(audio[0], window_length, window_length // 4, window=window, return_complex=True)[0, :, :-1]
+            for audio in (reference, estimate)
+        )
+        a, b = (torch.polar((spectrum.abs() ** 2 + 1e-6) ** 0.15, spectrum.angle()) for spectrum in (a, b))
+        expected += ((a.abs() - b.abs()) ** 2 + (a - b).abs() ** 2).mean() / 3
+    assert complex_stft_loss(reference, estimate, mask).item() == pytest.approx(expected.item(), rel=0.03)
+    loud = 1e4 * reference  # nothing is near the floor
+    louder, turned = (complex_stft_loss(loud, gain * loud, mask).item() for gain in (2, -1))
+    size = complex_stft_loss(loud, torch.zeros_like(loud), mask).item() / 2
+    assert louder == pytest.approx(2 * (2**0.3 - 1) ** 2 * size, rel=0.02)
+    assert turned == pytest.approx(4 * size, rel=0.02)
+
+
+def test_a_few_scales_have_the_expectation_of_all():
+    reference, estimate, mask = batch()
+    scales = (256, 512, 1024)
+    each = [complex_stft_loss(reference, estimate, mask, [scale]) for scale in scales]
+    torch.testing.assert_close(complex_stft_loss(reference, estimate, mask), sum(each) / 3)
+    torch.manual_seed(0)
+    draws = [drawn(scales, 2) for _ in range(3000)]
+    assert all(len(set(draw)) == 2 for draw in draws)
+    for scale in scales:
+        assert sum(scale in draw for draw in draws) == pytest.approx(2000, abs=100)
+    assert drawn(scales, None) == drawn(scales, 7) == scales
+    some = mel_loss(reference, estimate, mask, 16000, (512, 64))
+    both = mel_loss(reference, estimate, mask, 16000, (512,)), mel_loss(reference, estimate, mask, 16000, (64,))
+    torch.testing.assert_close(some, sum(both) / 2)
 
 
 @pytest.mark.parametrize("sampling_rate", [16000, 24000])

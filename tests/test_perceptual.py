@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from clips import speech
-from fsqcodec.training.perceptual import PerceptualLoss, whisper_log_mel
+from fsqcodec.training.perceptual import FeatureLoss, PerceptualLoss, whisper_log_mel
 
 LENGTHS = (8000, 5003, 5003, 2500)
 WAVEFORM_SIZES = dict(
@@ -166,7 +166,7 @@ def test_log_mel_is_that_of_whisper(num_mels, gain):
     extractor = WhisperFeatureExtractor(feature_size=num_mels)
     clips = [gain * speech()[8000:56000], gain * speech()[40000:88000]]
     expected = extractor(clips, sampling_rate=16000, return_tensors="np").input_features
-    log_mel = whisper_log_mel(torch.from_numpy(np.stack(clips)), extractor).numpy()
+    log_mel = whisper_log_mel(torch.from_numpy(np.stack(clips)), extractor, extractor.n_samples).numpy()
     assert log_mel.shape == (2, num_mels, 3000)
     assert np.abs(log_mel - expected).max() < 1e-4
 
@@ -194,3 +194,61 @@ def test_an_encoder_that_lacks_weights_is_refused(folders, tmp_path):
         (tmp_path / name).write_text((folders["hubert"] / name).read_text())
     with pytest.raises(ValueError, match="lacks 1 weights, encoder.layers.1.final_layer_norm.weight"):
         PerceptualLoss(tmp_path, 16000)
+
+
+@each_encoder
+def test_feature_loss_is_the_relative_distance_of_the_layers(folders, name):
+    """Of a clip as long as Whisper hears, against the encoder's own forward."""
+    loss = FeatureLoss(folders[name], 16000, (1, 2))
+    reference = torch.from_numpy(speech()[8000:24000])[None, None]
+    estimate = 0.7 * reference
+    extractor = ENCODERS[name][1]
+
+    def states(clip):
+        features = extractor(clip[0, 0].numpy(), sampling_rate=16000, return_tensors="pt")
+        features = features[extractor.model_input_names[0]]
+        output = loss.encoder(features, output_hidden_states=True)
+        # the last one of Whisper's is behind the encoder's norm
+        return output.hidden_states[1:] if name != "whisper" else (output.hidden_states[1], None)
+
+    value = loss(reference, estimate, torch.ones(1, 16000))
+    with torch.no_grad():
+        pairs = [(a, b) for a, b in zip(states(reference), states(estimate)) if a is not None]
+        each = [((a - b).square().sum() / a.square().sum()).item() for a, b in pairs]
+    if name == "whisper":
+        value = FeatureLoss(folders[name], 16000, (1,))(reference, estimate, torch.ones(1, 16000))
+    assert value.item() == pytest.approx(np.mean(each), rel=1e-3)
+    assert loss(reference, reference, torch.ones(1, 16000)).item() == 0
+
+
+def test_a_crop_alone_is_near_the_crop_with_silence_behind(folders):
+    """Whisper's positions are cut, its 30 s are not filled: attention to silence is what differs."""
+    reference, estimate, mask = batch()
+    reference, estimate = reference[:1], estimate[:1]
+    loss = FeatureLoss(folders["whisper"], 16000, (1, 2))
+    alone = loss.layer_states(reference[:, 0], (1, 2))
+    padded = loss.layer_states(torch.nn.functional.pad(reference[:, 0], (0, 8000)), (1, 2))
+    for a, b in zip(alone, padded):
+        b = b[:, : a.shape[1]]
+        assert a.shape[1] == 25 and 0 < (a - b).norm() < 0.3 * b.norm()
+
+
+def test_only_the_estimate_gets_a_gradient_and_padding_does_not_count(folders):
+    loss = FeatureLoss(folders["whisper"], 16000, (1, 2))
+    reference, estimate, mask = batch()
+    mask = torch.cat([mask, torch.zeros(1, max(LENGTHS), dtype=torch.bool)])
+    reference, estimate = (torch.cat([audio, audio[:1]]) for audio in (reference, estimate))
+    reference.requires_grad_()
+    estimate.requires_grad_()
+    values = loss(reference, estimate, mask)
+    values.sum().backward()
+    assert reference.grad is None and not estimate.grad[:, 0][~mask].any() and estimate.grad[:, 0][mask].any()
+    assert values[-1] == 0 and values[:-1].min() > 0
+
+
+def test_layers_that_are_not_there_are_refused(folders):
+    for layers in ((0, 1), (3,), ()):
+        with pytest.raises(ValueError, match="expected layers from 1 to 2"):
+            FeatureLoss(folders["whisper"], 16000, layers)
+    with pytest.raises(ValueError, match="wants audio at 16000 Hz, it is at 24000 Hz"):
+        FeatureLoss(folders["hubert"], 24000, (1,))

@@ -336,3 +336,23 @@ def test_two_processes_have_the_statistics_gradients_and_use_of_one_with_the_who
         torch.testing.assert_close(2 * half["weight"], whole["weight"], atol=1e-4, rtol=1e-4)  # DDP takes the mean
         assert use == window.use()
         torch.testing.assert_close(variance, model.quantizer.project_in.running_covariance, atol=1e-6, rtol=1e-5)
+
+
+def test_clips_skip_the_rounding_as_often_as_asked():
+    quantizer = random_quantizer().train()
+    latents = random_latents(400, 5, 10)
+    quantizer.dropout_probability = 1.0
+    unrounded, _ = quantizer(latents)
+    expected = quantizer.values_to_features(quantizer._to_values(quantizer.positions(latents)))
+    torch.testing.assert_close(unrounded, expected)
+    quantizer.dropout_probability = 0.0
+    rounded, codes = quantizer(latents)
+    quantizer.dropout_probability = 0.3
+    mixed, mixed_codes = quantizer(latents)
+    assert torch.equal(mixed_codes, codes)
+    is_unrounded = (mixed - unrounded).abs().amax(dim=(1, 2)) < 1e-6
+    is_rounded = (mixed - rounded).abs().amax(dim=(1, 2)) < 1e-6
+    assert (is_unrounded ^ is_rounded).all()
+    assert is_unrounded.float().mean().item() == pytest.approx(0.3, abs=0.08)
+    quantizer.eval()
+    torch.testing.assert_close(quantizer(latents)[0], quantizer(latents)[0])

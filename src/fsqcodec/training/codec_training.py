@@ -6,10 +6,10 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from ..evaluation.metrics import MULTISCALE_MELS
 from ..models.configuration_codec import CodecConfig
 from ..models.feature_extraction_codec import CodecFeatureExtractor
 from ..models.modeling_codec import CodecModel
-from ..evaluation.metrics import MULTISCALE_MELS
 from . import losses
 from .compilation import compile_units
 from .consistency import consistency_loss
@@ -34,7 +34,8 @@ class CodecTraining:
     """
 
     config_class, model_class, extractor_class = CodecConfig, CodecModel, CodecFeatureExtractor
-    metrics = ("pesq_wb", "stoi", "mel_distance", "si_sdr_db")  # of validation; the first tells which model is best
+    metrics = ("pesq_wb", "stoi", "mel_distance", "si_sdr_db")  # of validation
+    score_weights = {"pesq_wb": 1 / 4.5, "stoi": 1.0, "mel_distance": -1.0, "dwer": -1.0}  # tell which model is best
 
     def __init__(self, recipe: Recipe, codec: CodecModel, average: CodecModel, accelerator: Accelerator):
         self.recipe, self.codec, self.average, self.accelerator = recipe, codec, average, accelerator

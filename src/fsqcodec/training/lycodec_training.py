@@ -49,6 +49,7 @@ class LycodecTraining:
 
     config_class, model_class, extractor_class = LycodecConfig, LycodecModel, LycodecFeatureExtractor
     metrics = ("stft_distance", "mel_distance", "si_sdr_db")
+    score_weights = {"stft_distance": -1.0}
 
     def __init__(self, recipe: Recipe, codec: LycodecModel, average: LycodecModel, accelerator: Accelerator):
         config = codec.config

@@ -71,8 +71,8 @@ class Data:
 @dataclass(frozen=True)
 class Phase:
     """`steps` with these weights of losses, which the model's family has; `caps` are the largest values of weighted
-    losses, see `losses.cap`. `quantizer_dropout` is the share of clips, of Lycodec that of steps, that reach the decoder
-    without having been quantized: 1 to begin without the quantizer."""
+    losses, see `losses.cap`. `quantizer_dropout` is the share of clips (Lycodec: of steps) whose latents reach the
+    decoder without being rounded: 1 to begin without the quantizer."""
 
     steps: int
     losses: dict[str, float]

@@ -8,7 +8,7 @@ In the output folder:
     log.jsonl           losses, learning rate, use of the codebook, one line for some steps
     validation.jsonl    metrics of the averaged weights on the held-out clips
     state.pt            to go on from, after any interruption
-    last/, best/        the model: ordinary folders, with a card; best is by PESQ-WB, of Lycodec by STFT distance
+    last/, best/        the model: ordinary folders, with a card; best by the score, see `validation`
     samples/, curve.png held-out clips as decoded, and the learning curve
 
 What differs between families of codecs is in `codec_training` and `lycodec_training`.
@@ -92,7 +92,15 @@ class Trainer:
         self.step = 0
         self.seconds = 0.0  # spent training, over all resumed runs
         extractor = self.family.extractor_class(sampling_rate=self.config.sampling_rate)
-        self.validation = Validation(self.validation_clips, self.output_dir, extractor, self.family.metrics)
+        self.validation = Validation(
+            self.validation_clips,
+            self.output_dir,
+            extractor,
+            self.family.metrics,
+            self.family.score_weights,
+            recipe.recognizer,
+            recipe.recognize_every,
+        )
         if (self.output_dir / "state.pt").exists():
             self._load_state()
         if self.accelerator.is_main_process:
@@ -174,10 +182,11 @@ class Trainer:
         return {"learning_rate": learning_rate, "gradient_norm": norm, "num_valid": num_valid, **totals}
 
     def validate(self):
-        """Measure the averaged weights on the held-out clips and save them to last/, and to best/ if they are."""
+        """Measure the averaged weights on the held-out clips and save them to last/, and also to best/ if they score
+        highest so far."""
         self.family.finish_average(self._calibration_batches)
         if self.accelerator.is_main_process:
-            self._track(self.validation(self.averaged, self._record()))
+            self._track(self.validation(self.averaged, self._record(), self.step == self.recipe.num_steps))
         self.accelerator.wait_for_everyone()
 
     def _calibration_batches(self) -> Iterator[dict[str, torch.Tensor]]:
@@ -279,6 +288,7 @@ class Trainer:
                 "averaged": self.averaged.state_dict(),
                 "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
                 "best": self.validation.best,
+                "num_validations": self.validation.num_validations,
                 **self.family.state_dict(),
             }
             with atomic_path(self.output_dir / "state.pt") as path, path.open("wb") as file:
@@ -288,7 +298,7 @@ class Trainer:
     def _load_state(self):
         state = torch.load(self.output_dir / "state.pt", map_location=self.accelerator.device, weights_only=True)
         self.step, self.seconds = state["step"], state["seconds"]
-        self.validation.best = state["best"]
+        self.validation.best, self.validation.num_validations = state["best"], state["num_validations"]
         self.accelerator.unwrap_model(self.model).load_state_dict(state["model"])
         self.averaged.load_state_dict(state["averaged"])
         for optimizer, its_state in zip(self.optimizers, state["optimizers"]):
