@@ -19,6 +19,7 @@ from fsqcodec.codecs import load_codec
 from fsqcodec.training.recipe import RECIPES, as_dict, load_recipe, recipe_path
 from fsqcodec.training.trainer import Trainer
 from small_configs import small_model
+from small_recognizer import save_small_whisper
 
 
 @pytest.fixture(scope="module")
@@ -64,13 +65,44 @@ def weights(folder) -> dict[str, torch.Tensor]:
     return load_codec(folder).model.state_dict()
 
 
+@pytest.fixture(scope="module")
+def everything(workplace, tmp_path_factory):
+    """A recipe with every loss and schedule of speech but discriminators on."""
+    folder = tmp_path_factory.mktemp("everything")
+    recognizer = save_small_whisper(folder / "whisper")
+    (folder / "recipe.yaml").write_text(
+        f"""
+model: {{folder: {workplace / "model"}}}
+data: {{train: [{workplace / "clips.jsonl"}], hold_out_speakers: 1, num_validation_clips: 1, crop_seconds: 0.2}}
+phases:
+  - {{steps: 6, losses: {{waveform: 10, complex_stft: 1}}, quantizer_dropout: 0.5}}
+  - steps: 6
+    losses: {{waveform: 1, mel: 1, complex_stft: 1, features: 1, token_consistency: 1, buzz: 1}}
+batch_size: 4
+accumulation_steps: 2
+scales_per_step: 2
+compile: true
+perceptual_model: {recognizer}
+recognizer: {recognizer}
+recognize_every: 2
+features: {{layers: [1], share: 0.5}}
+consistency: {{share: 0.5}}
+save_minutes: 0
+validate_minutes: 0
+"""
+    )
+    return folder / "recipe.yaml"
+
+
 @pytest.mark.slow
-def test_an_undisturbed_run_and_one_that_was_killed_end_alike(workplace, tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", ["plain", "everything"])
+def test_an_undisturbed_run_and_one_that_was_killed_end_alike(workplace, everything, tmp_path, monkeypatch, kind):
+    recipe = workplace / "recipe.yaml" if kind == "plain" else everything
     monkeypatch.setattr("fsqcodec.training.trainer.LOG_EVERY_STEPS", 1)
-    Trainer(recipe_of(workplace), tmp_path / "whole").run()
+    Trainer(load_recipe(recipe), tmp_path / "whole").run()
     program = (
         "from fsqcodec.training import recipe, trainer; trainer.LOG_EVERY_STEPS = 1;"
-        f"trainer.Trainer(recipe.load_recipe({str(workplace / 'recipe.yaml')!r}), {str(tmp_path / 'killed')!r}).run()"
+        f"trainer.Trainer(recipe.load_recipe({str(recipe)!r}), {str(tmp_path / 'killed')!r}).run()"
     )
     log, kills = tmp_path / "killed" / "log.jsonl", 0
     while True:
@@ -86,8 +118,9 @@ def test_an_undisturbed_run_and_one_that_was_killed_end_alike(workplace, tmp_pat
         kills += 1
     assert kills == 2
     assert logged(tmp_path / "killed") == logged(tmp_path / "whole")
-    whole, killed = weights(tmp_path / "whole" / "last"), weights(tmp_path / "killed" / "last")
-    assert all(torch.equal(killed[name], tensor) for name, tensor in whole.items())
+    for name in ("last", "best"):
+        whole, killed = weights(tmp_path / "whole" / name), weights(tmp_path / "killed" / name)
+        assert all(torch.equal(killed[key], tensor) for key, tensor in whole.items())
 
 
 def test_only_the_decoder_is_trained_and_tokens_stay(workplace, tmp_path):
@@ -99,6 +132,34 @@ def test_only_the_decoder_is_trained_and_tokens_stay(workplace, tmp_path):
         assert torch.equal(tensor, after.model.state_dict()[name]) == (not name.startswith("decoder."))
     clip = read_audio(ENGLISH, 16000)
     assert np.array_equal(before.encode([clip])[0], after.encode([clip])[0])
+
+
+def test_the_best_model_has_the_highest_score_and_word_errors_count(workplace, everything, tmp_path, monkeypatch):
+    monkeypatch.setattr("fsqcodec.training.compilation.compile_units", lambda model, in_bf16: True)
+    monkeypatch.setattr("fsqcodec.training.codec_training.compile_units", lambda model, in_bf16: True)
+    Trainer(load_recipe(everything), tmp_path).run()
+    lines = [json.loads(line) for line in (tmp_path / "validation.jsonl").read_text().splitlines()]
+    assert len(lines) == 12
+    for number, line in enumerate(lines):
+        is_recognized = number % 2 == 0 or number == 11
+        assert (line["dwer"] is not None) == (line["score"] is not None) == is_recognized
+        assert line["wer"] is None  # the clips have no transcripts
+        if is_recognized:
+            expected = line["pesq_wb"] / 4.5 + line["stoi"] - line["mel_distance"] - line["dwer"]
+            assert line["score"] == pytest.approx(expected)
+    best = json.loads((tmp_path / "best" / "training.json").read_text())["step"]
+    assert best == max((line for line in lines if line["score"] is not None), key=lambda line: line["score"])["step"]
+
+
+def test_a_quantizer_can_come_later(workplace, tmp_path):
+    phases = [{"steps": 2, "losses": {"waveform": 1}, "quantizer_dropout": 1.0}, {"steps": 2, "losses": {"mel": 1}}]
+    trainer = Trainer(recipe_of(workplace, phases=phases), tmp_path)
+    shares = []
+    for batch in trainer.accelerator_batches():
+        trainer.train_step(batch)
+        trainer.step += 1
+        shares.append(trainer.codec.quantizer.dropout_probability)
+    assert shares == [1, 1, 0, 0]
 
 
 def test_training_further_keeps_the_record_of_what_was_before(workplace, tmp_path):
@@ -260,6 +321,9 @@ def test_an_evaluation_speaker_never_trains(workplace, tmp_path):
         ({"phases": []}, "has no phases"),
         ({"phases": [{"steps": 1, "losses": {"mos": 1}}]}, "there is no loss 'mos'"),
         ({"phases": [{"steps": 1, "losses": {"perceptual": 1}}]}, "wants a perceptual_model"),
+        ({"phases": [{"steps": 1, "losses": {"features": 1}}]}, "wants a perceptual_model"),
+        ({"features": {"layer": 1}}, "features has 'layer', which is no field"),
+        ({"consistency": {"noise_db": 30}}, "consistency, noise_db is 30: a list of 2 is wanted"),
         ({"batch_size": "many"}, "batch_size is 'many': int is wanted"),
         ({"ema_decay": "1e-3"}, "a number is wanted"),
         ({"precision": "fp8"}, "precision is 'fp8': one of float32, bf16 is wanted"),
