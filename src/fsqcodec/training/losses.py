@@ -228,7 +228,8 @@ def _compressed(spectra: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     `(..., 2)`."""
     pairs = torch.view_as_real(spectra)
     power = pairs.square().sum(dim=-1) + COMPLEX_FLOOR
-    return power ** (COMPLEX_EXPONENT / 2), pairs * (power ** ((COMPLEX_EXPONENT - 1) / 2)).unsqueeze(-1)
+    magnitudes = power ** (COMPLEX_EXPONENT / 2)
+    return magnitudes, pairs * (magnitudes * power.rsqrt()).unsqueeze(-1)
 
 
 def _mean_over_time(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
