@@ -197,27 +197,25 @@ def test_an_encoder_that_lacks_weights_is_refused(folders, tmp_path):
 
 
 @each_encoder
-def test_feature_loss_is_the_relative_distance_of_the_layers(folders, name):
-    """Of a clip as long as Whisper hears, against the encoder's own forward."""
-    loss = FeatureLoss(folders[name], 16000, (1, 2))
+def test_feature_loss_is_the_distance_of_normalized_states(folders, name):
+    """Of a clip as long as Whisper hears, against the encoder's own forward; Whisper's with the noise of the loss."""
+    loss = FeatureLoss(folders[name], 16000, (1,))
     reference = torch.from_numpy(speech()[8000:24000])[None, None]
     estimate = 0.7 * reference
     extractor = ENCODERS[name][1]
 
     def states(clip):
-        features = extractor(clip[0, 0].numpy(), sampling_rate=16000, return_tensors="pt")
-        features = features[extractor.model_input_names[0]]
-        output = loss.encoder(features, output_hidden_states=True)
-        # the last one of Whisper's is behind the encoder's norm
-        return output.hidden_states[1:] if name != "whisper" else (output.hidden_states[1], None)
+        if name == "whisper":
+            features = whisper_log_mel(clip[:, 0], extractor, 16000, loss._noise(reference[:, 0]))
+        else:
+            features = extractor(clip[0, 0].numpy(), sampling_rate=16000, return_tensors="pt")
+            features = features[extractor.model_input_names[0]]
+        states = loss.encoder(features, output_hidden_states=True).hidden_states[1]
+        return (states - states.mean(dim=-1, keepdim=True)) / states.std(dim=-1, correction=0, keepdim=True)
 
-    value = loss(reference, estimate, torch.ones(1, 16000))
     with torch.no_grad():
-        pairs = [(a, b) for a, b in zip(states(reference), states(estimate)) if a is not None]
-        each = [((a - b).square().sum() / a.square().sum()).item() for a, b in pairs]
-    if name == "whisper":
-        value = FeatureLoss(folders[name], 16000, (1,))(reference, estimate, torch.ones(1, 16000))
-    assert value.item() == pytest.approx(np.mean(each), rel=1e-3)
+        expected = (states(reference) - states(estimate)).square().mean().item()
+    assert loss(reference, estimate, torch.ones(1, 16000)).item() == pytest.approx(expected, rel=1e-3)
     assert loss(reference, reference, torch.ones(1, 16000)).item() == 0
 
 
@@ -252,3 +250,14 @@ def test_layers_that_are_not_there_are_refused(folders):
             FeatureLoss(folders["whisper"], 16000, layers)
     with pytest.raises(ValueError, match="wants audio at 16000 Hz, it is at 24000 Hz"):
         FeatureLoss(folders["hubert"], 24000, (1,))
+
+
+def test_pauses_count_no_more_than_speech(folders):
+    """Where the recording is silent, the estimate's faint noise has a gradient near that of speech."""
+    loss = FeatureLoss(folders["whisper"], 16000, (1, 2))
+    reference = torch.from_numpy(speech()[8000:24000])[None, None].clone()
+    reference[..., 8000:] *= 1e-4
+    noise = 1e-5 * torch.randn(reference.shape, generator=torch.Generator().manual_seed(0))
+    estimate = (0.9 * reference + noise).requires_grad_()
+    loss(reference, estimate, torch.ones(1, 16000)).sum().backward()
+    assert estimate.grad[..., 9000:].abs().max() < 3 * estimate.grad[..., :8000].abs().max()

@@ -10,6 +10,9 @@ from transformers import AutoFeatureExtractor, AutoModel, Wav2Vec2FeatureExtract
 from ..audio import resample
 from .losses import silence_padding
 
+WHISPER_FLOOR = 1e-10  # of mel powers
+LOUDEST_SHARE = 1e-4  # of the loudest mel power of a clip: what is quieter hardly counts where it is trained on
+AUDIBLE_FLOOR = 1e-4  # of mel powers, of clips that are all quiet: white noise at about -50 dB of full scale
 NOT_NEEDED = "masked_spec_embed"  # a weight for training that checkpoints often lack
 
 
@@ -55,16 +58,18 @@ class FrozenEncoder(nn.Module):
             return states[:, : -(-num_samples * states.shape[1] // extractor.n_samples)]
         return self.encoder(normalized(audio) if extractor.do_normalize else audio).last_hidden_state
 
-    def layer_states(self, audio: torch.Tensor, layers: Sequence[int]) -> list[torch.Tensor]:
+    def layer_states(
+        self, audio: torch.Tensor, layers: Sequence[int], noise: torch.Tensor | float = 0.0
+    ) -> list[torch.Tensor]:
         """What each of `layers`, numbers from 1, makes of clips float32 `(batch, num_samples)`: `(batch, num_frames,
-        hidden_size)`. Whisper hears them without silence behind."""
+        hidden_size)`. Whisper gets them without silence behind, and with `noise` added to their mel powers."""
         extractor, encoder = self.feature_extractor, self.encoder
         self._check_length(audio.shape[-1])
         if not isinstance(extractor, WhisperFeatureExtractor):
             audio = normalized(audio) if extractor.do_normalize else audio
             states = encoder(audio, output_hidden_states=True).hidden_states
             return [states[number] for number in layers]
-        x = nn.functional.gelu(encoder.conv1(whisper_log_mel(audio, extractor, audio.shape[-1])))
+        x = nn.functional.gelu(encoder.conv1(whisper_log_mel(audio, extractor, audio.shape[-1], noise)))
         x = nn.functional.gelu(encoder.conv2(x)).transpose(1, 2)
         x = x + encoder.embed_positions.weight[: x.shape[1]]
         states = []
@@ -140,8 +145,11 @@ class PerceptualLoss(FrozenEncoder):
 
 
 class FeatureLoss(FrozenEncoder):
-    """Distance of what several layers of an audio encoder make of two waveforms, relative to the size of the first:
-    ||a - b||^2 / ||a||^2, over the frames that hold audio, mean over the layers.
+    """Distance of what several layers of an audio encoder make of two waveforms: mean squared difference of the hidden
+    states, each frame normalised to mean 0 and variance 1, over the frames that hold audio, mean over the layers.
+
+    Each frame is normalised because in deeper layers of Whisper single frames hold a number a hundred times as large as
+    all others (Sun et al. 2024, arXiv:2402.17762), which would be all that counts.
 
     What a speech recogniser can't tell from the recording is understood: JHCodec (2025) trains a codec so. A crop runs
     as it is: Whisper's positions are cut to its length instead of 30 s of silence that would cost thirty times as much
@@ -179,15 +187,24 @@ class FeatureLoss(FrozenEncoder):
         reference = silence_padding(reference, padding_mask, "reference").float()
         estimate = silence_padding(estimate, padding_mask, "estimate").float()
         with torch.no_grad():
-            wanted = self.layer_states(reference, self.layers)
+            noise = self._noise(reference)
+            wanted = self.layer_states(reference, self.layers, noise)
         loss = 0
-        for a, b in zip(wanted, self.layer_states(estimate, self.layers)):
-            a, b = a.float(), b.float()
+        for a, b in zip(wanted, self.layer_states(estimate, self.layers, noise)):
+            a, b = (nn.functional.layer_norm(states.float(), states.shape[-1:]) for states in (a, b))
             first_samples = torch.arange(a.shape[1], device=a.device) * padding_mask.shape[1] // a.shape[1]
-            counted = padding_mask[:, first_samples].bool()[..., None]
-            distance = (a - b).masked_fill(~counted, 0).square().sum(dim=(1, 2))
-            loss = loss + distance / a.masked_fill(~counted, 0).square().sum(dim=(1, 2)).clamp(min=1e-6)
+            counted = padding_mask[:, first_samples].bool()
+            distances = (a - b).square().mean(dim=-1).masked_fill(~counted, 0)
+            loss = loss + distances.sum(dim=-1) / counted.sum(dim=-1).clamp(min=1)
         return loss / len(self.layers)
+
+    def _noise(self, reference: torch.Tensor) -> torch.Tensor | float:
+        """What is added to the mel powers of both waveforms, `(batch, 1, 1)`: 40 dB below the loudest of the reference.
+        In pauses the logarithm of nearly nothing would have a gradient a thousand times that of speech."""
+        if not isinstance(self.feature_extractor, WhisperFeatureExtractor):
+            return 0.0
+        loudest = whisper_mel_powers(reference, self.feature_extractor).amax(dim=(1, 2), keepdim=True)
+        return LOUDEST_SHARE * loudest + AUDIBLE_FLOOR
 
 
 class TokenAlignment(nn.Module):
@@ -225,7 +242,12 @@ class TokenAlignment(nn.Module):
         return 1 - nn.functional.cosine_similarity(self.projection(features), states, dim=-1).mean(dim=1)
 
 
-def whisper_log_mel(audio: torch.Tensor, extractor: WhisperFeatureExtractor, num_samples: int) -> torch.Tensor:
+def whisper_log_mel(
+    audio: torch.Tensor,
+    extractor: WhisperFeatureExtractor,
+    num_samples: int,
+    noise: torch.Tensor | float = 0.0,
+) -> torch.Tensor:
     """What `extractor` makes of clips, with gradients (Radford et al. 2022, arXiv:2212.04356, section 2.2).
 
     The log10 of mel powers, at least 1e-10 and at least 8 below the clip's loudest, plus 4, over 4, of each clip
@@ -234,18 +256,24 @@ def whisper_log_mel(audio: torch.Tensor, extractor: WhisperFeatureExtractor, num
     Args:
         audio: float32 `(batch, num_samples)` at the extractor's sampling rate.
         num_samples: that clips are padded to with silence; the extractor does so up to its `n_samples` (30 s).
+        noise: what is added to the mel powers, `(batch, 1, 1)`; the extractor adds nothing.
 
     Returns:
         float32 `(batch, num_mels, num_samples // extractor.hop_length)`.
     """
     audio = nn.functional.pad(audio, (0, num_samples - audio.shape[-1]))
+    mels = whisper_mel_powers(audio, extractor)
+    logarithms = (mels + noise).clamp(min=WHISPER_FLOOR).log10()
+    return (torch.maximum(logarithms, logarithms.amax(dim=(1, 2), keepdim=True) - 8) + 4) / 4
+
+
+def whisper_mel_powers(audio: torch.Tensor, extractor: WhisperFeatureExtractor) -> torch.Tensor:
+    """Clips float32 `(batch, num_samples)` to mel powers `(batch, num_mels, num_samples // extractor.hop_length)`."""
     window = torch.hann_window(extractor.n_fft, device=audio.device)
     frames = torch.stft(audio, extractor.n_fft, extractor.hop_length, window=window, return_complex=True)[..., :-1]
     filters = torch.from_numpy(extractor.mel_filters.T).to(audio)
     with torch.autocast(audio.device.type, enabled=False):
-        mels = filters @ torch.view_as_real(frames).square().sum(dim=-1)
-    logarithms = mels.clamp(min=1e-10).log10()
-    return (torch.maximum(logarithms, logarithms.amax(dim=(1, 2), keepdim=True) - 8) + 4) / 4
+        return filters @ torch.view_as_real(frames).square().sum(dim=-1)
 
 
 def normalized(audio: torch.Tensor) -> torch.Tensor:

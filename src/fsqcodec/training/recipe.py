@@ -110,7 +110,7 @@ class Features:
     """Of the loss "features": numbers of the layers of `perceptual_model` that are compared, from 1, and the `share` of
     each batch's clips, the others cost nothing; see `perceptual.FeatureLoss`."""
 
-    layers: tuple[int, ...] = (1, 2, 3, 4)
+    layers: tuple[int, ...] = (1, 2, 3)
     share: float = 1.0
 
 
