@@ -177,8 +177,8 @@ class Crops:
         return {"input_values": torch.from_numpy(input_values), "padding_mask": torch.from_numpy(padding_mask)}
 
     def batches(self, shares: Iterable[Sequence[int]]) -> Iterator[dict[str, torch.Tensor]]:
-        """`batch` of each share, made ahead in threads."""
-        return made_ahead(self.batch, shares, NUM_BATCHES_AHEAD)
+        """`batch` of each share, made ahead in threads; ready to be sent to a GPU if there is one."""
+        return made_ahead(self._pinned_batch if torch.cuda.is_available() else self.batch, shares, NUM_BATCHES_AHEAD)
 
     def draw(self, positions: Sequence[int]) -> Draws:
         """What is random about the crops at some positions of the stream."""
@@ -218,6 +218,9 @@ class Crops:
         audio = audio[..., : clip.shape[-1]]  # the resampler rounds up
         clip[..., : audio.shape[-1]] = np.clip(np.rint(audio * FULL_SCALE), -FULL_SCALE, FULL_SCALE - 1)
         return clip
+
+    def _pinned_batch(self, positions: Sequence[int]) -> dict[str, torch.Tensor]:
+        return {name: tensor.pin_memory() for name, tensor in self.batch(positions).items()}
 
     def _check(self):
         if not self.sources or not all(source.clips for source in self.sources):

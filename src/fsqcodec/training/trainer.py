@@ -43,6 +43,7 @@ from .lycodec_training import LycodecTraining
 from .optimizers import make_optimizers
 from .precision import is_bf16_fast
 from .recipe import LOSSES, Recipe, as_dict, check_losses, recipe_of_dict
+from .resident_crops import resident_if_they_fit
 from .schedules import ema_weight, learning_rate_share
 from .validation import Validation
 
@@ -221,7 +222,7 @@ class Trainer:
             data.num_validation_clips,
             self.recipe.seed,
         )
-        self.crops = Crops(
+        crops = Crops(
             sources,
             self.config.sampling_rate,
             data.crop_seconds,
@@ -232,6 +233,7 @@ class Trainer:
             speed=data.speed,
             num_channels=num_channels(self.config),
         )
+        self.crops = resident_if_they_fit(crops, self.accelerator.device)
 
     def _log(self, facts: dict, progress: tqdm):
         family_facts = self.family.log_facts()  # of all processes
