@@ -11,6 +11,7 @@ from fsqcodec.data import find_clips
 from fsqcodec.training.data import Crops, WeightedClips, crop_batches
 from fsqcodec.training.resident_crops import ResidentCrops, resampled, resident_if_they_fit
 
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 AUGMENTED = {"normalize_level": True, "gain_db": (-12.0, 3.0), "flip_polarity": True}
 
 
@@ -24,25 +25,27 @@ def speech_crops(folder, num_channels=1, **kwargs) -> Crops:
     return Crops(sources, 16000, 0.7, 3, num_channels=num_channels, **{**AUGMENTED, **kwargs})
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("num_channels", [1, 2])
-def test_crops_are_the_same_to_the_bit(tmp_path, num_channels):
+def test_crops_are_the_same_to_the_bit(tmp_path, num_channels, device):
     crops = speech_crops(tmp_path, num_channels)
-    resident = ResidentCrops(crops, "cpu")
+    resident = ResidentCrops(crops, device)
     lengths = set()
     for batch, wanted in zip(crop_batches(resident, 8, 12), crop_batches(crops, 8, 12), strict=True):
         assert batch.keys() == wanted.keys()
         for name, tensor in wanted.items():
-            assert batch[name].dtype == tensor.dtype and torch.equal(batch[name], tensor)
+            assert batch[name].dtype == tensor.dtype and torch.equal(batch[name].cpu(), tensor)
         lengths.update(batch["padding_mask"].sum(dim=1).tolist())
     assert len(lengths) == 2 and max(lengths) == 11200
     assert resident.clips == crops.clips
 
 
-def test_crops_of_another_speed_are_nearly_the_same(tmp_path):
+@pytest.mark.parametrize("device", DEVICES)
+def test_crops_of_another_speed_are_nearly_the_same(tmp_path, device):
     crops = speech_crops(tmp_path, speed=(0.88, 1.12))
-    resident = ResidentCrops(crops, "cpu")
     positions = range(5000, 5128)
-    batch, wanted = resident.batch(positions), crops.batch(positions)
+    batch, wanted = ResidentCrops(crops, device).batch(positions), crops.batch(positions)
+    batch = {name: tensor.cpu() for name, tensor in batch.items()}
     assert torch.equal(batch["padding_mask"], wanted["padding_mask"])
     assert not batch["input_values"][batch["padding_mask"][:, None] == 0].any()
     difference = (batch["input_values"] - wanted["input_values"]).square().mean(dim=(1, 2))
