@@ -16,7 +16,7 @@ from clips import ENGLISH, GERMAN
 from fsqcodec import CodecFeatureExtractor
 from fsqcodec.audio import read_audio
 from fsqcodec.codecs import load_codec
-from fsqcodec.training.recipe import RECIPES, as_dict, load_recipe, recipe_path
+from fsqcodec.training.recipe import RECIPES, Source, as_dict, load_recipe, recipe_path
 from fsqcodec.training.trainer import Trainer
 from small_configs import small_model
 from small_recognizer import save_small_whisper
@@ -329,6 +329,11 @@ def test_an_evaluation_speaker_never_trains(workplace, tmp_path):
         ({"precision": "fp8"}, "precision is 'fp8': one of float32, bf16 is wanted"),
         ({"model.parts": ["vocoder"]}, "model, parts is 'vocoder': one of encoder, quantizer, decoder is wanted"),
         ({"data.train": "clips.jsonl"}, "data, train is 'clips.jsonl': a list is wanted"),
+        ({"data.train": [3]}, "data, train is 3: str is wanted"),
+        ({"data.train": [{"path": "a", "wieght": 2}]}, "data, train has 'wieght', which is no field"),
+        ({"data.train": [{"weight": 2}]}, "data, train: .*missing .* 'path'"),
+        ({"data.train": [{"path": "a", "weight": "2"}]}, "data, train, weight is '2': a number is wanted"),
+        ({"data.train": [{"path": "a", "speech": 0}]}, "data, train, speech is 0: bool is wanted"),
         ({"data.speed": 1.1}, "data, speed is 1.1: a list of 2 is wanted"),
         ({"data.speed": [0.9]}, r"data, speed is \[0.9\]: a list of 2 is wanted"),
         ({"data": None}, "data is None: fields are wanted"),
@@ -353,7 +358,9 @@ def test_sources_replace_those_of_an_empty_section(tmp_path):
 
 
 def test_a_recipe_comes_back_as_it_was(workplace, tmp_path):
-    recipe = recipe_of(workplace)
+    sources = ["a", {"path": "b", "weight": 2}, {"path": "c", "speech": False}]
+    recipe = recipe_of(workplace, **{"data.train": sources})
+    assert recipe.data.train == ("a", Source("b", 2.0), Source("c", 1.0, speech=False))
     (tmp_path / "again.yaml").write_text(json.dumps(as_dict(recipe)))
     assert load_recipe(tmp_path / "again.yaml") == recipe
 

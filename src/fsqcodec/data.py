@@ -3,8 +3,9 @@
 A source is one of
     a file, a folder (searched for audio), or a glob;
     a manifest: .jsonl, .csv or .parquet with a column `path` or `file_name` (relative to the manifest) or `audio`, and
-    perhaps `transcript` or `text`, `speaker`, `source`, `license` and `language`; `manifest.jsonl:speech/` takes the
-    rows whose names start so;
+    perhaps `transcript` or `text`, `speaker`, `source`, `license` and `language`, and `segments`, a list of [start,
+    length, path, speaker] for a file that several recordings were joined to; `manifest.jsonl:speech/` takes the rows
+    whose names start so;
     a data set of the Hub, or one that `datasets.load_dataset` knows: `org/name`, `org/name:split`,
     `org/name:config:split`, with an audio column.
 """
@@ -45,6 +46,7 @@ class Clip:
         source: the corpus it comes from, where the data tells.
         license: of this corpus, where the data tells.
         language: what is spoken, a tag or a name such as "en" or "German", where the data tells.
+        segment_speakers: who says each of the recordings that the file was joined from, where the data lists them.
     """
 
     name: str
@@ -54,6 +56,14 @@ class Clip:
     source: str | None = None
     license: str | None = None
     language: str | None = None
+    segment_speakers: tuple[str | None, ...] = ()
+
+    @property
+    def speakers(self) -> frozenset[str]:
+        """All who speak: those of the segments where the data lists them, else the one speaker; empty where one of them
+        is unknown."""
+        speakers = frozenset(self.segment_speakers or [self.speaker])
+        return frozenset() if None in speakers else speakers
 
     @property
     def seconds(self) -> float:
@@ -162,7 +172,7 @@ def _clips_of_rows(rows, source: str, folder: Path) -> list[Clip]:
     import datasets
 
     columns = rows.column_names
-    facts = list(zip(*(_first_column(rows, names) for names in FACT_COLUMNS)))
+    facts = list(zip(*(_first_column(rows, names) for names in FACT_COLUMNS), _segment_speakers(rows, source)))
     if "audio" in columns and not isinstance(rows.features["audio"], datasets.Value):
         name_column = next((column for column in NAME_COLUMNS if column in columns), None)
         names = rows[name_column] if name_column else [f"{source}#{number}" for number in range(len(rows))]
@@ -181,6 +191,16 @@ def _clips_of_rows(rows, source: str, folder: Path) -> list[Clip]:
     if None in rows[path_column]:
         raise ValueError(f"{source} has a row without {path_column}: every row needs one")
     return [Clip(path, folder / path, *of_row) for path, of_row in zip(rows[path_column], facts)]
+
+
+def _segment_speakers(rows, source: str) -> list[tuple[str | None, ...]]:
+    segments = rows["segments"] if "segments" in rows.column_names else [None] * len(rows)
+    try:
+        return [tuple(speaker for _, _, _, speaker in of_row or ()) for of_row in segments]
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{source}: expected segments of [start, length, path, speaker], got other ones: rename or mend the column"
+        ) from error
 
 
 def _first_column(rows, names: tuple[str, ...]) -> list[str | None]:

@@ -48,15 +48,29 @@ class Model:
 
 
 @dataclass(frozen=True)
+class Source:
+    """Clips with a weight. A crop is one of them with a probability of `weight` divided by the weights of all sources,
+    however long these are. `speech: false` says that nobody speaks in them: no speakers are compared."""
+
+    path: str
+    weight: float = 1.0
+    speech: bool = True
+
+
+@dataclass(frozen=True)
 class Data:
     """What it is trained on; see `fsqcodec.data` for sources and `Crops` for the rest.
 
+    `train` lists paths and sources with weights. The paths together are one source of weight 1, in which clips are
+    heard in proportion to their duration.
+
     Clips and speakers of `evaluation` never reach training. `hold_out_speakers` of the training speakers are what the
-    run itself is validated on, `num_validation_clips` of theirs; where no clip tells its speaker, clips are held out,
-    at most a tenth of all. With 0 nothing is.
+    run itself is validated on, `num_validation_clips` of theirs: speakers of the first source of speech, the paths
+    before all others. Where no clip there tells its speaker, clips are held out, at most a tenth of all. With 0 nothing
+    is.
     """
 
-    train: tuple[str, ...]
+    train: tuple[str | Source, ...]
     evaluation: tuple[str, ...] = ()
     hold_out_speakers: int = 8
     num_validation_clips: int = 24
@@ -65,7 +79,6 @@ class Data:
     gain_db: tuple[float, float] = (0.0, 0.0)
     flip_polarity: bool = False
     speed: tuple[float, float] = (1.0, 1.0)
-    num_workers: int = 0
 
 
 @dataclass(frozen=True)
@@ -288,6 +301,10 @@ def _build(kind: type, content: dict, where: str):
 def _value(kind, value, where: str):
     """A field's value of YAML or JSON, where it is of the field's type."""
     origin, arguments = get_origin(kind), get_args(kind)
+    if is_dataclass(kind):
+        return _build(kind, value, where)
+    if kind == str | Source:
+        return _value(Source if isinstance(value, dict) else str, value, where)
     if origin is UnionType:
         return None if value is None else _value(arguments[0], value, where)
     if origin is Literal:

@@ -32,18 +32,18 @@ from tqdm import tqdm
 
 from ..atomic import atomic_path
 from ..codecs import load_model, model_location
-from ..data import find_clips
 from ..hub.cards import TRAINING_RECORD
 from ..models.pretrained import PreTrainedCodec
 from ..presets import preset_config
 from ..rates import num_channels
 from . import losses
 from .codec_training import CodecTraining
-from .data import Crops, collate, corpora, crop_batches, hold_out_clips, hold_out_speakers, without
+from .data import Crops, corpora, crop_batches, hold_out, training_sources
 from .lycodec_training import LycodecTraining
 from .optimizers import make_optimizers
 from .precision import is_bf16_fast
 from .recipe import LOSSES, Recipe, as_dict, check_losses, recipe_of_dict
+from .resident_crops import resident_if_they_fit
 from .schedules import ema_weight, learning_rate_share
 from .validation import Validation
 
@@ -138,7 +138,6 @@ class Trainer:
             recipe.batch_size,
             recipe.num_steps,
             first_batch=self.step,
-            num_workers=recipe.data.num_workers,
             process_index=self.accelerator.process_index,
             num_processes=self.accelerator.num_processes,
         )
@@ -194,7 +193,7 @@ class Trainer:
         num_crops = NUM_CALIBRATION_CROPS // self.accelerator.num_processes
         first = num_crops * self.accelerator.process_index
         for chunk in _chunks(range(first, first + num_crops), self.recipe.batch_size):
-            batch = collate([self.crops[k] for k in chunk])
+            batch = self.crops.batch(chunk)
             yield {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
 
     def _record(self) -> dict:
@@ -226,17 +225,14 @@ class Trainer:
 
     def _prepare_data(self):
         data = self.recipe.data
-        clips = without(find_clips(data.train), find_clips(data.evaluation))
-        self.validation_clips = []
-        holds_out = data.hold_out_speakers and data.num_validation_clips
-        if holds_out and any(clip.speaker for clip in clips):
-            clips, held_out = hold_out_speakers(clips, data.hold_out_speakers, self.recipe.seed)
-            step = max(1, len(held_out) // data.num_validation_clips)
-            self.validation_clips = held_out[::step][: data.num_validation_clips]
-        elif holds_out:
-            clips, self.validation_clips = hold_out_clips(clips, data.num_validation_clips, self.recipe.seed)
-        self.crops = Crops(
-            clips,
+        sources, self.validation_clips = hold_out(
+            training_sources(data.train, data.evaluation),
+            data.hold_out_speakers,
+            data.num_validation_clips,
+            self.recipe.seed,
+        )
+        crops = Crops(
+            sources,
             self.config.sampling_rate,
             data.crop_seconds,
             self.recipe.seed,
@@ -246,6 +242,7 @@ class Trainer:
             speed=data.speed,
             num_channels=num_channels(self.config),
         )
+        self.crops = resident_if_they_fit(crops, self.accelerator.device)
 
     def _log(self, facts: dict, progress: tqdm):
         family_facts = self.family.log_facts()  # of all processes
