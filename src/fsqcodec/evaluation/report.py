@@ -57,6 +57,10 @@ def write_reports(output_dir: str | os.PathLike) -> tuple[Path, Path]:
         "metrics": _metric_columns(summary),
         "kilobits": _kilobits,
         "conditional": _conditional_bits,
+        "rate": _rate,
+        "interval": _interval,
+        "num_words": _num_words,
+        **_recognition(summary),
     }
     markdown = templates.get_template("report.md.jinja").render(shown)
     examples = [_example(output_dir, example) for example in summary["examples"]]
@@ -117,6 +121,37 @@ def _conditional_bits(codebooks: list[dict]) -> str:
     """Mean bits of a token when the one before is known."""
     bits = [codebook["sequence"][0]["conditional_entropy"] for codebook in codebooks]
     return "-" if None in bits else f"{sum(bits) / len(bits):.2f}"
+
+
+def _rate(errors: dict | None) -> str:
+    """An error rate in percent."""
+    return f"{100 * errors['rate']:.1f} %" if errors and errors["rate"] is not None else "-"
+
+
+def _interval(errors: dict | None) -> str:
+    """Its interval in percent."""
+    if not errors or errors["interval"] is None:
+        return "-"
+    low, high = errors["interval"]
+    return f"{100 * low:.1f} to {100 * high:.1f}"
+
+
+def _num_words(errors: dict | None) -> int:
+    """Words of the references."""
+    return errors["hits"] + errors["substitutions"] + errors["deletions"] if errors else 0
+
+
+def _recognition(summary: dict) -> dict[str, list]:
+    """Rows of the table of words, for the recordings and each codec, and languages to tell apart in another."""
+    if summary["recognition"] is None:
+        return {"spoken": [], "languages": []}
+    original = summary["recognition"]["original"]
+    codecs = {name: codec["recognition"] for name, codec in summary["codecs"].items()}
+    languages = [name for name, errors in original["by_language"].items() if errors["wer"]]
+    if len(languages) == 1 and original["by_language"][languages[0]]["wer"] == original["wer"]:
+        languages = []
+    spoken = [{"name": name, **errors} for name, errors in ({"recordings": original} | codecs).items()]
+    return {"spoken": spoken, "languages": languages}
 
 
 def _data_url(content: bytes, kind: str) -> str:
