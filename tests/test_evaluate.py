@@ -307,6 +307,26 @@ def test_an_interrupted_run_recognizes_no_clip_twice(recognized, tmp_path, monke
     assert (tmp_path / "clips.parquet").read_bytes() == (output / "clips.parquet").read_bytes()
 
 
+def test_a_clip_that_the_recognizer_fails_on_is_left_out(recognized, folder, tmp_path, monkeypatch):
+    settings, _, summary = recognized
+
+    def fail_on_german(audio, sampling_rate, recognizer, language):
+        if language == "de":
+            raise RuntimeError("too short")
+        return recognize(audio, sampling_rate, recognizer, language)
+
+    monkeypatch.setattr("fsqcodec.evaluation.run.recognize", fail_on_german)
+    failed = evaluate(settings, tmp_path)["codecs"][str(folder)]
+    rows = {row["clip"]: row for row in rows_of(tmp_path)}
+    assert rows["de.wav"]["recognized"] is rows["de.wav"]["dwer_hits"] is None
+    assert rows["de.wav"]["recognition_failure"] == "too short" and rows["en.wav"]["recognition_failure"] is None
+    assert failed["recognition"]["num_failed"] == 1 and failed["recognition"]["wer"]["num_clips"] == 2
+    assert failed["recognition"]["by_language"]["de"]["wer"] is None
+    assert failed["metrics"] == summary["codecs"][str(folder)]["metrics"]
+    markdown, _ = write_reports(tmp_path)
+    assert "(1 clips failed)" in markdown.read_text()
+
+
 def test_clips_without_any_transcript_have_differences(folder, recognizer, tmp_path):
     settings = Settings((str(GERMAN),), (str(folder), "speech-3kbps"), ("stoi",), recognizer=str(recognizer))
     summary = evaluate(settings, tmp_path)

@@ -168,17 +168,17 @@ def bootstrap_interval(counts: Iterable[ErrorCounts]) -> list[float] | None:
     return np.percentile(rates, [tail, 100 - tail]).tolist()
 
 
-def clip_errors(transcript: str | None, original: str | None, recognized: str) -> dict[str, ErrorCounts | None]:
+def clip_errors(transcript: str | None, original: str | None, recognized: str | None) -> dict[str, ErrorCounts | None]:
     """Count the errors in what was recognised of one clip, by the names of `ERROR_RATES`.
 
     Args:
         transcript: what was said; `wer` and `cer` are `None` without it, or without words in it.
         original: what was recognised of the recording itself; `dwer` and `dcer` are `None` without it.
-        recognized: what was recognised of the decoded clip.
+        recognized: what was recognised of the decoded clip; without it all are `None`.
     """
     references = {"transcript": transcript if has_words(transcript) else None, "original": original}
     return {
-        name: None if references[kind] is None else count([references[kind]], [recognized])
+        name: None if references[kind] is None or recognized is None else count([references[kind]], [recognized])
         for name, (kind, count) in ERROR_RATES.items()
     }
 

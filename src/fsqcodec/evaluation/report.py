@@ -141,17 +141,19 @@ def _num_words(errors: dict | None) -> int:
     return errors["hits"] + errors["substitutions"] + errors["deletions"] if errors else 0
 
 
-def _recognition(summary: dict) -> dict[str, list]:
-    """Rows of the table of words, for the recordings and each codec, and languages to tell apart in another."""
+def _recognition(summary: dict) -> dict:
+    """Rows of the table of words, for the recordings and each codec, languages to tell apart, and the recognizer."""
     if summary["recognition"] is None:
-        return {"spoken": [], "languages": []}
+        return {"spoken": [], "languages": [], "recognizer": None}
     original = summary["recognition"]["original"]
     codecs = {name: codec["recognition"] for name, codec in summary["codecs"].items()}
     languages = [name for name, errors in original["by_language"].items() if errors["wer"]]
     if len(languages) == 1 and original["by_language"][languages[0]]["wer"] == original["wer"]:
         languages = []
     spoken = [{"name": name, **errors} for name, errors in ({"recordings": original} | codecs).items()]
-    return {"spoken": spoken, "languages": languages}
+    model = summary["recognition"]["model"]
+    model = Path(model).name if os.path.isabs(model) else model  # its digest says which it is
+    return {"spoken": spoken, "languages": languages, "recognizer": model}
 
 
 def _data_url(content: bytes, kind: str) -> str:

@@ -191,8 +191,8 @@ class _Run:
         for number, batch in enumerate(self.batches):
             originals = [self._read(clip, self.num_channels) for clip in batch]
             if f"originals batch {number}" not in self.journal:
-                texts = [self._recognize(clip, *original) for clip, original in zip(batch, originals)]
-                self.journal.add(f"originals batch {number}", texts)
+                found = [self._recognize(clip, *original) for clip, original in zip(batch, originals)]
+                self.journal.add(f"originals batch {number}", found)
             yield sum(audio.shape[-1] / sampling_rate for audio, sampling_rate in originals)
 
     def rows(self, name: str) -> list[dict]:
@@ -216,7 +216,7 @@ class _Run:
         """Who recognises speech, and its errors on the clips themselves."""
         if self.recognizer is None:
             return None
-        rows = [{"clip": name, "error": None, "recognized": text} for name, text in self._originals.items()]
+        rows = [{"clip": name, "error": None, **found} for name, found in self._originals.items()]
         original = summarize_recognition([row | self._errors(row) for row in rows])
         facts = {key: self.header["recognizer"][key] for key in ("model", "revision", "digest")}
         return {**facts, "original": original}
@@ -250,15 +250,15 @@ class _Run:
             values, reasons = compute_metrics(aligned.reference, aligned.estimate, sampling_rate, names)
             reasons |= {metric: "infinite" for metric, value in values.items() if math.isinf(value)}
             values = {metric: None if metric in reasons else value for metric, value in values.items()}
+            row["failures"] = {metric: reasons[metric] for metric in self.settings.metrics if metric in reasons}
             if self.recognizer is not None:
-                row["recognized"] = self._recognize(clip, decoded, sampling_rate)
+                row |= self._recognize(clip, decoded, sampling_rate)
             yield {
                 **row,
                 "payload_bits": codec.num_bits(codes, row["seconds"]),
                 "delay_seconds": aligned.delay_samples / sampling_rate,
                 "length_difference": aligned.length_difference,
                 "peak": float(np.abs(decoded).max()),
-                "failures": {metric: reasons[metric] for metric in self.settings.metrics if metric in reasons},
                 "audio_codes": codes.tolist() if codec.codebook_sizes else None,
                 "resemblance": values[RESEMBLANCE_METRIC],
                 **{metric: values[metric] for metric in self.settings.metrics},
@@ -281,9 +281,14 @@ class _Run:
         except ValueError as error:  # examples that are too short for it, or that the codec can't take
             return {"tokens": tokens, "robustness": None, "no_robustness": str(error)}
 
-    def _recognize(self, clip: Clip, audio: np.ndarray, sampling_rate: int) -> str:
-        """The text of audio of a clip, of the mean of its channels."""
-        return recognize(np.atleast_2d(audio).mean(axis=0), sampling_rate, self.recognizer, clip.language)
+    def _recognize(self, clip: Clip, audio: np.ndarray, sampling_rate: int) -> dict[str, str | None]:
+        """Columns of a row: what is recognised in the mean of the channels, or why nothing could be."""
+        audio = np.atleast_2d(audio).mean(axis=0)
+        try:
+            text = recognize(audio, sampling_rate, self.recognizer, clip.language)
+        except Exception as error:  # such as clips that are too short for a model, which must not end a long run
+            return {"recognized": None, "recognition_failure": str(error) or type(error).__name__}
+        return {"recognized": text, "recognition_failure": None}
 
     def _recognizer_facts(self) -> dict:
         """What the texts depend on, beside the audio."""
@@ -298,7 +303,7 @@ class _Run:
 
     def _errors(self, row: dict) -> dict:
         """Columns of a row: what was said, in which language, recognised in the clip itself, and recognised wrongly."""
-        clip, original = self._clips_by_name[row["clip"]], self._originals[row["clip"]]
+        clip, original = self._clips_by_name[row["clip"]], self._originals[row["clip"]]["recognized"]
         known = {"transcript": clip.transcript, "language": clip.language, "recognized_original": original}
         return known if row["error"] else known | clip_errors(clip.transcript, original, row["recognized"])
 
@@ -307,12 +312,12 @@ class _Run:
         return {each.clip.name: each.clip for each in self.clips.readable}
 
     @cached_property
-    def _originals(self) -> dict[str, str]:
+    def _originals(self) -> dict[str, dict]:
         """What was recognised in each clip itself, once all of them are in the journal."""
         return {
-            clip.name: text
+            clip.name: found
             for number, batch in enumerate(self.batches)
-            for clip, text in zip(batch, self.journal[f"originals batch {number}"])
+            for clip, found in zip(batch, self.journal[f"originals batch {number}"])
         }
 
     def _read(self, clip: Clip, num_channels: int) -> tuple[np.ndarray, int]:
@@ -415,7 +420,7 @@ def _digest(values: list) -> str:
 
 def _table(rows: list[dict], metrics: tuple[str, ...], with_recognition: bool) -> pa.Table:
     counts = {name: [f"{name}_{field.name}" for field in fields(ErrorCounts)] for name in ERROR_RATES}
-    recognition = {"language": pa.string(), "recognized_original": pa.string()}
+    recognition = {name: pa.string() for name in ("language", "recognized_original", "recognition_failure")}
     recognition |= {column: pa.int32() for columns in counts.values() for column in columns}
     schema = pa.schema(
         {

@@ -16,7 +16,8 @@ codecs     by name: model, revision, digest, sampling_rate and output_sampling_r
            `evaluation.robustness`; why not, in no_robustness), recognition, where they apply
            recognition: wer and cer (against transcripts), dwer and dcer (against what is recognised in the originals),
            each with rate, interval (95 %, bootstrap over clips), num_clips, hits, substitutions, deletions and
-           insertions, or null without such clips; by_language: the same of the clips of each language the data names
+           insertions, or null without such clips; num_failed: clips that the recognizer failed on; by_language: the
+           rates of the clips of each language that the data names
 """
 
 import math
@@ -72,14 +73,15 @@ def summarize_recognition(rows: list[dict]) -> dict:
     """What was recognised wrongly, in all clips and by language.
 
     Args:
-        rows: of clips, with `error`, `language` and, where the codec did not fail, the counts of `clip_errors`.
+        rows: of clips, with `error` and, where the codec did not fail, `language`, `recognized` and the counts of
+            `clip_errors`.
     """
     done = [row for row in rows if row["error"] is None]
     languages = sorted({row["language"] for row in done if row["language"]})
-    of_language = {language: [row for row in done if row["language"] == language] for language in languages}
     return {
         **_error_rates(done),
-        "by_language": {language: _error_rates(of_language[language]) for language in languages},
+        "num_failed": sum(row["recognized"] is None for row in done),
+        "by_language": {name: _error_rates([row for row in done if row["language"] == name]) for name in languages},
     }
 
 
