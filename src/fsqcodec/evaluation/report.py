@@ -146,11 +146,11 @@ def _recognition(summary: dict) -> dict:
     if summary["recognition"] is None:
         return {"spoken": [], "languages": [], "recognizer": None}
     original = summary["recognition"]["original"]
-    codecs = {name: codec["recognition"] for name, codec in summary["codecs"].items()}
     languages = [name for name, errors in original["by_language"].items() if errors["wer"]]
     if len(languages) == 1 and original["by_language"][languages[0]]["wer"] == original["wer"]:
         languages = []
-    spoken = [{"name": name, **errors} for name, errors in ({"recordings": original} | codecs).items()]
+    spoken = [{"name": "recordings", **original}]
+    spoken += [{"name": name, **codec["recognition"]} for name, codec in summary["codecs"].items()]
     model = summary["recognition"]["model"]
     model = Path(model).name if os.path.isabs(model) else model  # its digest says which it is
     return {"spoken": spoken, "languages": languages, "recognizer": model}

@@ -84,7 +84,7 @@ def evaluate(
 
     A clip is compared at its own sampling rate: what goes into a codec and comes out of it is resampled. Clips that
     can't be read are reported and left out for all codecs. A metric that fails on a clip is null there, with its
-    reason, counted, and left out of the mean.
+    reason, counted, and left out of the mean; so is a clip on which the recognizer fails.
 
     Args:
         output_dir: an unfinished run of the same settings in it is finished; a finished one is replaced.
@@ -144,8 +144,9 @@ class _Run:
         all_channels = [channels for _, channels in described.values()]
         self.num_channels = max(all_channels)
         self.clips = _readable_clips(settings, min(all_channels))
-        self.seconds = sum(clip.seconds for clip in self.clips.readable)
-        self.batches = list(batches_by_length({each.clip: each.seconds for each in self.clips.readable}))
+        self.durations = {each.clip: each.seconds for each in self.clips.readable}
+        self.seconds = sum(self.durations.values())
+        self.batches = list(batches_by_length(self.durations))
         self.examples = [self.clips.readable[i].clip for i in _spread(len(self.clips.readable), NUM_EXAMPLES)]
         asked = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(settings).items()}
         self.header = {
@@ -189,11 +190,10 @@ class _Run:
     def recognize_originals(self) -> Iterator[float]:
         """Recognise the clips themselves, those that are not in the journal yet; yields as `evaluate_codec`."""
         for number, batch in enumerate(self.batches):
-            originals = [self._read(clip, self.num_channels) for clip in batch]
             if f"originals batch {number}" not in self.journal:
-                found = [self._recognize(clip, *original) for clip, original in zip(batch, originals)]
+                found = [self._recognize(clip, *self._read(clip, self.num_channels)) for clip in batch]
                 self.journal.add(f"originals batch {number}", found)
-            yield sum(audio.shape[-1] / sampling_rate for audio, sampling_rate in originals)
+            yield sum(self.durations[clip] for clip in batch)
 
     def rows(self, name: str) -> list[dict]:
         """The rows of `clips.parquet` of one codec, as they are in the journal."""
@@ -250,7 +250,6 @@ class _Run:
             values, reasons = compute_metrics(aligned.reference, aligned.estimate, sampling_rate, names)
             reasons |= {metric: "infinite" for metric, value in values.items() if math.isinf(value)}
             values = {metric: None if metric in reasons else value for metric, value in values.items()}
-            row["failures"] = {metric: reasons[metric] for metric in self.settings.metrics if metric in reasons}
             if self.recognizer is not None:
                 row |= self._recognize(clip, decoded, sampling_rate)
             yield {
@@ -259,6 +258,7 @@ class _Run:
                 "delay_seconds": aligned.delay_samples / sampling_rate,
                 "length_difference": aligned.length_difference,
                 "peak": float(np.abs(decoded).max()),
+                "failures": {metric: reasons[metric] for metric in self.settings.metrics if metric in reasons},
                 "audio_codes": codes.tolist() if codec.codebook_sizes else None,
                 "resemblance": values[RESEMBLANCE_METRIC],
                 **{metric: values[metric] for metric in self.settings.metrics},
