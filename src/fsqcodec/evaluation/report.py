@@ -146,9 +146,10 @@ def _recognition(summary: dict) -> dict:
     if summary["recognition"] is None:
         return {"spoken": [], "languages": [], "recognizer": None}
     original = summary["recognition"]["original"]
-    languages = [name for name, errors in original["by_language"].items() if errors["wer"]]
-    if len(languages) == 1 and original["by_language"][languages[0]]["wer"] == original["wer"]:
-        languages = []
+    words = {name: _num_words(errors["wer"]) for name, errors in original["by_language"].items()}
+    languages = sorted(filter(words.get, words), key=words.get, reverse=True)
+    if len(languages) == 1 and words[languages[0]] == _num_words(original["wer"]):
+        languages = []  # they are all the words there are
     spoken = [{"name": "recordings", **original}]
     spoken += [{"name": name, **codec["recognition"]} for name, codec in summary["codecs"].items()]
     model = summary["recognition"]["model"]
