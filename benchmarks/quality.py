@@ -2,10 +2,12 @@
 
 Writes quality.md, quality.json and quality.png.
 
-    python benchmarks/quality.py ../shared/audio/speech_eval [--codec NAME_OR_FOLDER ...] [--output FOLDER]
+    python benchmarks/quality.py ../shared/audio/manifest.jsonl:speech_eval/ --recognizer openai/whisper-base \\
+        [--codec NAME_OR_FOLDER ...] [--output FOLDER]
 
-It is `fsqcodec evaluate` with a fixed list of codecs: the whole report, with audio, is in --output. An interrupted run
-goes on where it stopped. The programs are those of Debian's opus-tools, codec2 and speex.
+The manifest has the transcripts and the languages. It is `fsqcodec evaluate` with a fixed list of codecs: the whole
+report, with audio, is in --output. An interrupted run goes on where it stopped. The programs are those of Debian's
+opus-tools, codec2 and speex.
 """
 
 import argparse
@@ -34,10 +36,11 @@ CODECS = (
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("audio", nargs="+", help="what `fsqcodec evaluate` takes")
 parser.add_argument("--codec", action="append", default=[], help="another codec beside the fixed list")
+parser.add_argument("--recognizer", help="speech recognition model, for word errors")
 parser.add_argument("--output", type=Path, default=HERE / "quality", help="folder for the whole report")
 arguments = parser.parse_args()
 
-settings = Settings(tuple(arguments.audio), (*CODECS, *arguments.codec))
+settings = Settings(tuple(arguments.audio), (*CODECS, *arguments.codec), recognizer=arguments.recognizer)
 command = shlex.join(["python", "benchmarks/quality.py", *sys.argv[1:]])
 summary = evaluate(settings, arguments.output, command=command)
 report, _ = write_reports(arguments.output)

@@ -274,7 +274,7 @@ def evaluate(
     codec: Annotated[list[str], typer.Option("--codec", "-c", help="Folder, Hub id[:codebooks], opus:6, codec2:3200.")],
     output: OutputDir,
     metric: Annotated[list[str] | None, typer.Option(help="Instead of the usual ones; can be repeated.")] = None,
-    recognizer: Annotated[str | None, typer.Option(help="Speech recognition model, for WER and CER.")] = None,
+    recognizer: Annotated[str | None, typer.Option(help="Speech recognition model, for word error rates.")] = None,
     channels: Annotated[
         Channels, typer.Option(help="More channels than the codec has: their mean, or refuse.")
     ] = Channels.refuse,

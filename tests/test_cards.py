@@ -164,6 +164,15 @@ def test_an_evaluation_fills_card_and_model_index(folder):
     ):
         assert stated in card.text
     assert model_card(folder, summary, codec="ours") == str(card)
+    wer, dwer = ({"rate": rate, "interval": [rate - 0.05, rate + 0.05], "num_clips": 28} for rate in (0.279, 0.2))
+    summary["codecs"]["ours"]["recognition"] = {"wer": wer, "dwer": dwer}
+    summary["recognition"] = {"model": "openai/whisper-base", "original": {"wer": {**wer, "rate": 0.086}}}
+    card = ModelCard(model_card(folder, summary))
+    assert "openai/whisper-base recognises 27.9 % (95 % interval 22.9 to 32.9) of the words of 28" in card.text
+    assert "8.6 % in the recordings" in card.text
+    assert {result.metric_type: result.metric_value for result in card.data.eval_results}["wer"] == 27.9
+    summary["codecs"]["ours"]["recognition"]["wer"] = None
+    assert "20.0 % (95 % interval 15.0 to 25.0) of what it recognises in 28" in model_card(folder, summary)
     del summary["codecs"]["ours"]["metrics"]["pesq_wb"]
     assert "model-index" not in ModelCard(model_card(folder, summary)).data.to_dict()
 

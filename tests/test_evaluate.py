@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +23,16 @@ from typer.testing import CliRunner
 from clips import CLIP_DIR, ENGLISH, GERMAN
 from fsqcodec import CodecFeatureExtractor
 from fsqcodec.audio import read_audio
-from fsqcodec.codecs import load_codec
-from fsqcodec.evaluation.recognition import character_errors, load_recognizer, recognize, word_errors
+from fsqcodec.batches import batches_by_length
+from fsqcodec.codecs import load_codec, model_digest
+from fsqcodec.evaluation.recognition import (
+    ErrorCounts,
+    bootstrap_interval,
+    character_errors,
+    load_recognizer,
+    recognize,
+    word_errors,
+)
 from fsqcodec.evaluation.report import write_reports
 from fsqcodec.evaluation.run import Settings, evaluate
 from fsqcodec_cli import app
@@ -58,7 +67,7 @@ def recordings(tmp_path_factory):
 def finished(folder, recordings, tmp_path_factory):
     output = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fsqcodec.batches.MAX_BATCH_SIZE", 2)
+        patch.setattr("fsqcodec.evaluation.run.batches_by_length", partial(batches_by_length, max_batch_size=2))
         summary = evaluate(Settings((str(recordings),), (str(folder),), METRICS), output, command="fsqcodec ...")
     write_reports(output)
     return output, summary
@@ -127,7 +136,8 @@ def test_killed_again_and_again_it_ends_with_the_same_tables(finished, folder, r
     """SIGKILL as soon as the journal has grown by a line, until a run comes through."""
     output, summary = finished
     program = (
-        "import fsqcodec.evaluation.run as run, fsqcodec.batches as batches; batches.MAX_BATCH_SIZE = 2;"
+        "import functools, fsqcodec.evaluation.run as run;"
+        "run.batches_by_length = functools.partial(run.batches_by_length, max_batch_size=2);"
         f"run.evaluate(run.Settings(({str(recordings)!r},), ({str(folder)!r},), {METRICS}), {str(tmp_path)!r},"
         "command='fsqcodec ...')"
     )
@@ -173,23 +183,164 @@ def test_other_rates_and_failing_metrics(folder, tmp_path):
     assert any("leave out clips" in warning for warning in summary["codecs"][str(folder)]["warnings"])
 
 
-def test_words_are_counted_where_a_recognizer_is_named(folder, tmp_path):
-    recognizer = save_small_recognizer(tmp_path / "recognizer")
-    shutil.copy(GERMAN, tmp_path / "clip.flac")
-    (tmp_path / "clips.jsonl").write_text('{"path": "clip.flac", "transcript": "Der Kontinent Eurasien"}\n')
-    settings = Settings((str(tmp_path / "clips.jsonl"),), (str(folder),), ("stoi",), recognizer=str(recognizer))
-    summary = evaluate(settings, tmp_path / "out")
-    (row,) = rows_of(tmp_path / "out")
-    codec = load_codec(folder)
-    clip = read_audio(GERMAN, 16000)
-    (decoded,) = codec.decode(codec.encode([clip]), [len(clip)])
-    pipeline = load_recognizer(recognizer)
-    assert row["recognized"] == recognize(decoded, 16000, pipeline)
-    wer, cer = (errors([row["transcript"]], [row["recognized"]]).rate for errors in (word_errors, character_errors))
-    assert summary["codecs"][str(folder)]["recognition"] == {"wer": wer, "cer": cer, "num_clips": 1}
-    original = character_errors([row["transcript"]], [recognize(clip, 16000, pipeline)])
-    assert summary["recognition"]["model"] == str(recognizer)
-    assert summary["recognition"]["original"]["cer"] == original.rate
+@pytest.fixture(scope="module")
+def recognizer(tmp_path_factory):
+    return save_small_recognizer(tmp_path_factory.mktemp("recognizer"))
+
+
+@pytest.fixture(scope="module")
+def spoken(tmp_path_factory):
+    """A manifest of four clips: German with transcript, English with and without, one of an unknown language."""
+    folder = tmp_path_factory.mktemp("spoken")
+    english, german = (read_audio(path, 16000) for path in (ENGLISH, GERMAN))
+    clips = {
+        "de": (german[:32000], {"language": "de", "transcript": "Der Kontinent Eurasien"}),
+        "en": (english[:32000], {"language": "en", "transcript": "the earliest book"}),
+        "en-silent": (english[32000:56000], {"language": "en", "transcript": None}),
+        "unknown": (english[56000:80000], {"language": None, "transcript": "Bible"}),
+    }
+    rows = []
+    for name, (audio, facts) in clips.items():
+        soundfile.write(folder / f"{name}.wav", audio, 16000)
+        rows.append(json.dumps({"path": f"{name}.wav", **facts}))
+    (folder / "clips.jsonl").write_text("\n".join(rows))
+    return folder / "clips.jsonl"
+
+
+@pytest.fixture(scope="module")
+def recognized(folder, spoken, recognizer, tmp_path_factory):
+    output = tmp_path_factory.mktemp("recognized")
+    settings = Settings((str(spoken),), (str(folder),), ("stoi",), recognizer=str(recognizer))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fsqcodec.evaluation.run.batches_by_length", partial(batches_by_length, max_batch_size=2))
+        summary = evaluate(settings, output)
+    write_reports(output)
+    return settings, output, summary
+
+
+def counts_of(row: dict, rate: str) -> ErrorCounts | None:
+    names = [f"{rate}_{name}" for name in ("hits", "substitutions", "deletions", "insertions")]
+    return None if row[names[0]] is None else ErrorCounts(*(row[name] for name in names))
+
+
+def test_words_are_counted_where_a_recognizer_is_named(recognized, folder, spoken, recognizer):
+    _, output, summary = recognized
+    codec, pipeline = load_codec(folder), load_recognizer(recognizer)
+    rows = {row["clip"]: row for row in rows_of(output)}
+    for name, row in rows.items():
+        clip = read_audio(spoken.parent / name, 16000)
+        (decoded,) = codec.decode(codec.encode([clip]))
+        assert row["recognized_original"] == recognize(clip, 16000, pipeline)
+        assert row["recognized"] == recognize(decoded, 16000, pipeline)
+        assert counts_of(row, "dwer") == word_errors([row["recognized_original"]], [row["recognized"]])
+        assert counts_of(row, "dcer") == character_errors([row["recognized_original"]], [row["recognized"]])
+        if row["transcript"] is not None:
+            assert counts_of(row, "wer") == word_errors([row["transcript"]], [row["recognized"]])
+            assert counts_of(row, "cer") == character_errors([row["transcript"]], [row["recognized"]])
+    assert counts_of(rows["en-silent.wav"], "wer") is counts_of(rows["en-silent.wav"], "cer") is None
+    recognition = summary["codecs"][str(folder)]["recognition"]
+    for rate, num_clips in (("wer", 3), ("cer", 3), ("dwer", 4), ("dcer", 4)):
+        counts = [counts_of(row, rate) for row in rows.values() if counts_of(row, rate)]
+        total = sum(counts, ErrorCounts())
+        expected = {"rate": total.rate, "interval": bootstrap_interval(counts), "num_clips": num_clips, **vars(total)}
+        assert recognition[rate] == expected
+
+
+def test_the_recordings_are_the_reference(recognized, recognizer):
+    """They have no errors against themselves; a transcript is not needed for that."""
+    _, _, summary = recognized
+    original = summary["recognition"]["original"]
+    assert (summary["recognition"]["model"], summary["recognition"]["revision"]) == (str(recognizer), None)
+    assert summary["recognition"]["digest"] == model_digest(load_recognizer(recognizer).model)
+    assert (original["dwer"]["rate"], original["dcer"]["rate"]) == (0, 0)
+    assert (original["dwer"]["num_clips"], original["wer"]["num_clips"]) == (4, 3)
+    assert original["wer"]["hits"] + original["wer"]["substitutions"] + original["wer"]["deletions"] == 3 + 3 + 1
+
+
+def test_languages_are_told_apart(recognized, folder):
+    _, _, summary = recognized
+    by_language = summary["codecs"][str(folder)]["recognition"]["by_language"]
+    assert {name: errors["dwer"]["num_clips"] for name, errors in by_language.items()} == {"de": 1, "en": 2}
+    assert by_language["en"]["wer"]["num_clips"] == 1
+
+
+def test_reports_have_the_words(recognized, folder):
+    _, output, summary = recognized
+    rate = f"{100 * summary['codecs'][str(folder)]['recognition']['wer']['rate']:.1f} %"
+    markdown, page = (output / "report.md").read_text(), (output / "report.html").read_text()
+    assert markdown.count(rate) == 2 and page.count(rate) == 2  # among the metrics, among the words
+    for report in (markdown, page):
+        assert "de: 1 clips, 3 words" in report and "3 transcripts" in report and "the 4 recordings" in report
+
+
+def test_words_do_not_depend_on_the_batches(recognized, tmp_path, monkeypatch):
+    settings, output, summary = recognized
+    monkeypatch.setattr("fsqcodec.evaluation.run.batches_by_length", partial(batches_by_length, max_batch_size=1))
+    alone = evaluate(settings, tmp_path)
+    assert [row["recognized"] for row in rows_of(tmp_path)] == [row["recognized"] for row in rows_of(output)]
+    assert alone["recognition"] == summary["recognition"]
+    for name, codec in alone["codecs"].items():
+        assert codec["recognition"] == summary["codecs"][name]["recognition"]
+
+
+def test_an_interrupted_run_recognizes_no_clip_twice(recognized, tmp_path, monkeypatch):
+    settings, output, summary = recognized
+    monkeypatch.setattr("fsqcodec.evaluation.run.batches_by_length", partial(batches_by_length, max_batch_size=2))
+    num_recognized = []
+
+    def recognize_until(stop: int):
+        def recognize_or_stop(*arguments):
+            if len(num_recognized) == stop:
+                raise KeyboardInterrupt
+            num_recognized.append(1)
+            return recognize(*arguments)
+
+        return recognize_or_stop
+
+    for stop in (2, 6):  # after the first batch of the recordings, after the first of the codec
+        monkeypatch.setattr("fsqcodec.evaluation.run.recognize", recognize_until(stop))
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(settings, tmp_path)
+    monkeypatch.setattr("fsqcodec.evaluation.run.recognize", recognize_until(8))
+    assert evaluate(settings, tmp_path) == summary
+    assert len(num_recognized) == 2 * 4
+    assert (tmp_path / "clips.parquet").read_bytes() == (output / "clips.parquet").read_bytes()
+
+
+def test_a_clip_that_the_recognizer_fails_on_is_left_out(recognized, folder, tmp_path, monkeypatch):
+    settings, _, summary = recognized
+
+    def fail_on_german(audio, sampling_rate, recognizer, language):
+        if language == "de":
+            raise RuntimeError("too short")
+        return recognize(audio, sampling_rate, recognizer, language)
+
+    monkeypatch.setattr("fsqcodec.evaluation.run.recognize", fail_on_german)
+    failed = evaluate(settings, tmp_path)["codecs"][str(folder)]
+    rows = {row["clip"]: row for row in rows_of(tmp_path)}
+    assert rows["de.wav"]["recognized"] is rows["de.wav"]["dwer_hits"] is None
+    assert rows["de.wav"]["recognition_failure"] == "too short" and rows["en.wav"]["recognition_failure"] is None
+    assert failed["recognition"]["num_failed"] == 1 and failed["recognition"]["wer"]["num_clips"] == 2
+    assert failed["recognition"]["by_language"]["de"]["wer"] is None
+    assert failed["metrics"] == summary["codecs"][str(folder)]["metrics"]
+    markdown, _ = write_reports(tmp_path)
+    assert "(1 clips failed)" in markdown.read_text()
+
+
+def test_clips_without_any_transcript_have_differences(folder, recognizer, tmp_path):
+    settings = Settings((str(GERMAN),), (str(folder), "speech-3kbps"), ("stoi",), recognizer=str(recognizer))
+    summary = evaluate(settings, tmp_path)
+    for codec in summary["codecs"].values():
+        assert codec["recognition"]["wer"] is None and codec["recognition"]["dcer"]["num_clips"] == 1
+    markdown, _ = write_reports(tmp_path)
+    assert "against 0 transcripts" in markdown.read_text()
+
+
+def test_a_run_without_recognizer_says_nothing_of_words(finished, folder):
+    output, summary = finished
+    assert summary["recognition"] is summary["codecs"][str(folder)]["recognition"] is None
+    assert not {"language", "recognized_original", "wer_hits"} & set(rows_of(output)[0])
+    assert "WER ↓" not in (output / "report.md").read_text() + (output / "report.html").read_text()
 
 
 def test_nothing_of_an_earlier_run_is_shown(folder, tmp_path):
@@ -258,7 +409,7 @@ def test_the_command_compares_with_classical_codecs(folder, tmp_path):
         ([GERMAN, "-c", "opus:loud"], "after the colon comes a bit rate"),
         ([GERMAN, "-c", "opus:6", "--metric", "mos"], "there is no metric 'mos'"),
         ([GERMAN, "-c", "opus:6", "-c", "nobody/nothing"], "no model 'nobody/nothing'"),
-        ([GERMAN, "-c", "opus:6", "--recognizer", "nobody"], "no clip has a transcript"),
+        ([GERMAN, "-c", "opus:6", "--recognizer", "nobody"], "no speech recognition model 'nobody'"),
     ],
 )
 def test_wrong_input_is_one_sentence(arguments, complaint, tmp_path):

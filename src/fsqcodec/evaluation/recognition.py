@@ -1,5 +1,8 @@
 """Word and character errors of a speech recognition model on decoded speech.
 
+WER and CER are against transcripts; dWER and dCER are against what the same model recognises in the recordings, so they
+need no transcript and leave out the model's own errors.
+
 Any "automatic-speech-recognition" pipeline of Transformers recognises, one clip at a time and greedily in float32, so
 that neither the other clips nor chance change a transcript. jiwer counts the errors.
 
@@ -145,10 +148,10 @@ def character_errors(references: Sequence[str], hypotheses: Sequence[str]) -> Er
     return _counts(references, hypotheses, "process_characters")
 
 
-def bootstrap_interval(counts: Iterable[ErrorCounts]) -> tuple[float, float] | None:
-    """Return the 95 % interval of the error rate over clips: 1,000 times as many clips are drawn with replacement.
+def bootstrap_interval(counts: Iterable[ErrorCounts]) -> list[float] | None:
+    """Return the 95 % interval of the error rate, low and high, as it varies with the choice of clips.
 
-    The draws are the same in every run. `None` where no clip has a reference.
+    1,000 times as many clips are drawn with replacement, the same in every run. `None` where no clip has a reference.
     """
     counts = list(counts)
     errors = np.array([each.errors for each in counts], dtype=np.int64)
@@ -162,8 +165,22 @@ def bootstrap_interval(counts: Iterable[ErrorCounts]) -> tuple[float, float] | N
         if lengths[drawn].any():
             rates.append(errors[drawn].sum() / lengths[drawn].sum())
     tail = 50 * (1 - INTERVAL_SHARE)
-    low, high = np.percentile(rates, [tail, 100 - tail])
-    return float(low), float(high)
+    return np.percentile(rates, [tail, 100 - tail]).tolist()
+
+
+def clip_errors(transcript: str | None, original: str | None, recognized: str | None) -> dict[str, ErrorCounts | None]:
+    """Count the errors in what was recognised of one clip, by the names of `ERROR_RATES`.
+
+    Args:
+        transcript: what was said; `wer` and `cer` are `None` without it, or without words in it.
+        original: what was recognised of the recording itself; `dwer` and `dcer` are `None` without it.
+        recognized: what was recognised of the decoded clip; without it all are `None`.
+    """
+    references = {"transcript": transcript if has_words(transcript) else None, "original": original}
+    return {
+        name: None if references[kind] is None or recognized is None else count([references[kind]], [recognized])
+        for name, (kind, count) in ERROR_RATES.items()
+    }
 
 
 def has_words(text: str | None) -> bool:
@@ -171,6 +188,12 @@ def has_words(text: str | None) -> bool:
     return bool(text) and bool(normalize_text(text))
 
 
+ERROR_RATES = {
+    "wer": ("transcript", word_errors),
+    "cer": ("transcript", character_errors),
+    "dwer": ("original", word_errors),
+    "dcer": ("original", character_errors),
+}
 _APOSTROPHES = str.maketrans("\u2018\u2019\u02bc", "'''")
 
 

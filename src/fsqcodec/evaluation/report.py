@@ -57,6 +57,10 @@ def write_reports(output_dir: str | os.PathLike) -> tuple[Path, Path]:
         "metrics": _metric_columns(summary),
         "kilobits": _kilobits,
         "conditional": _conditional_bits,
+        "rate": _rate,
+        "interval": _interval,
+        "num_words": _num_words,
+        **_recognition(summary),
     }
     markdown = templates.get_template("report.md.jinja").render(shown)
     examples = [_example(output_dir, example) for example in summary["examples"]]
@@ -117,6 +121,40 @@ def _conditional_bits(codebooks: list[dict]) -> str:
     """Mean bits of a token when the one before is known."""
     bits = [codebook["sequence"][0]["conditional_entropy"] for codebook in codebooks]
     return "-" if None in bits else f"{sum(bits) / len(bits):.2f}"
+
+
+def _rate(errors: dict | None) -> str:
+    """An error rate in percent."""
+    return f"{100 * errors['rate']:.1f} %" if errors and errors["rate"] is not None else "-"
+
+
+def _interval(errors: dict | None) -> str:
+    """Its interval in percent."""
+    if not errors or errors["interval"] is None:
+        return "-"
+    low, high = errors["interval"]
+    return f"{100 * low:.1f} to {100 * high:.1f}"
+
+
+def _num_words(errors: dict | None) -> int:
+    """Words of the references."""
+    return errors["hits"] + errors["substitutions"] + errors["deletions"] if errors else 0
+
+
+def _recognition(summary: dict) -> dict:
+    """Rows of the table of words, for the recordings and each codec, languages to tell apart, and the recognizer."""
+    if summary["recognition"] is None:
+        return {"spoken": [], "languages": [], "recognizer": None}
+    original = summary["recognition"]["original"]
+    words = {name: _num_words(errors["wer"]) for name, errors in original["by_language"].items()}
+    languages = sorted(filter(words.get, words), key=words.get, reverse=True)
+    if len(languages) == 1 and words[languages[0]] == _num_words(original["wer"]):
+        languages = []  # they are all the words there are
+    spoken = [{"name": "recordings", **original}]
+    spoken += [{"name": name, **codec["recognition"]} for name, codec in summary["codecs"].items()]
+    model = summary["recognition"]["model"]
+    model = Path(model).name if os.path.isabs(model) else model  # its digest says which it is
+    return {"spoken": spoken, "languages": languages, "recognizer": model}
 
 
 def _data_url(content: bytes, kind: str) -> str:

@@ -11,7 +11,8 @@ import json
 import math
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass, fields
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
@@ -24,15 +25,15 @@ from tqdm import tqdm
 from ..atomic import atomic_path
 from ..audio import resample, write_audio
 from ..batches import batches_by_length
-from ..codecs import Codec, load_codec
+from ..codecs import Codec, load_codec, model_digest
 from ..data import Clip, find_clips
 from .alignment import MAX_DELAY_SECONDS, align
 from .journal import Journal
 from .learned_metrics import LEARNED_METRICS
 from .metrics import METRICS, compute_metrics
-from .recognition import character_errors, has_words, load_recognizer, recognize, word_errors
+from .recognition import ERROR_RATES, ErrorCounts, clip_errors, load_recognizer, recognize
 from .robustness import robustness
-from .summary import RESEMBLANCE_METRIC, commit, machine, summarize_codec, versions
+from .summary import RESEMBLANCE_METRIC, commit, machine, summarize_codec, summarize_recognition, versions
 from .token_statistics import token_statistics
 
 DEFAULT_METRICS = (
@@ -61,7 +62,8 @@ class Settings:
         metrics: names of `METRICS` and `LEARNED_METRICS`.
         channels: of clips with more channels than one of the codecs has, `"mix"` gives it the channels' mean,
             `"refuse"` reports the clip as bad.
-        recognizer: folder or id of a speech recognition model, for WER and CER of clips that have a transcript.
+        recognizer: folder or id of a speech recognition model, for WER and CER of clips that have a transcript, and
+            dWER and dCER of all clips.
     """
 
     sources: tuple[str, ...]
@@ -82,7 +84,7 @@ def evaluate(
 
     A clip is compared at its own sampling rate: what goes into a codec and comes out of it is resampled. Clips that
     can't be read are reported and left out for all codecs. A metric that fails on a clip is null there, with its
-    reason, counted, and left out of the mean.
+    reason, counted, and left out of the mean; so is a clip on which the recognizer fails.
 
     Args:
         output_dir: an unfinished run of the same settings in it is finished; a finished one is replaced.
@@ -100,7 +102,12 @@ def evaluate(
     if unknown:
         raise ValueError(f"there is no metric {unknown[0]!r}: there are {', '.join(METRICS | LEARNED_METRICS)}")
     run = _Run(settings, Path(output_dir), device)
-    with tqdm(total=math.ceil(len(settings.codecs) * run.seconds), unit="s of audio") as progress:
+    num_passes = len(settings.codecs) + (run.recognizer is not None)
+    with tqdm(total=math.ceil(num_passes * run.seconds), unit="s of audio") as progress:
+        if run.recognizer is not None:
+            progress.set_description("recordings")
+            for seconds in run.recognize_originals():
+                progress.update(seconds)
         for name in settings.codecs:
             progress.set_description(name)
             for seconds in run.evaluate_codec(name):
@@ -114,10 +121,11 @@ def evaluate(
         "settings": run.header["settings"],
         "data": run.header["data"],
         "examples": [run.example(number) for number in range(len(run.examples))],
-        "recognition": run.recognition_of_originals(),
+        "recognition": run.summarize_originals(),
         "codecs": {name: run.summarize(name) for name in settings.codecs},
     }
-    table = _table([row for name in settings.codecs for row in run.rows(name)], settings.metrics)
+    rows = [row for name in settings.codecs for row in run.rows_with_errors(name)]
+    table = _table(rows, settings.metrics, with_recognition=run.recognizer is not None)
     with atomic_path(run.output_dir / "clips.parquet") as path:
         pa.parquet.write_table(table, path, compression="zstd")
     with atomic_path(run.output_dir / "summary.json") as path:
@@ -131,18 +139,15 @@ class _Run:
 
     def __init__(self, settings: Settings, output_dir: Path, device: str | None):
         self.settings, self.output_dir, self.device = settings, output_dir, device
+        self.recognizer = None if settings.recognizer is None else load_recognizer(settings.recognizer, device)
         described = {name: _facts_and_channels(name) for name in settings.codecs}
         all_channels = [channels for _, channels in described.values()]
         self.num_channels = max(all_channels)
         self.clips = _readable_clips(settings, min(all_channels))
-        self.seconds = sum(clip.seconds for clip in self.clips.readable)
-        self.batches = list(batches_by_length({each.clip: each.seconds for each in self.clips.readable}))
+        self.durations = {each.clip: each.seconds for each in self.clips.readable}
+        self.seconds = sum(self.durations.values())
+        self.batches = list(batches_by_length(self.durations))
         self.examples = [self.clips.readable[i].clip for i in _spread(len(self.clips.readable), NUM_EXAMPLES)]
-        self.recognizer = None
-        if settings.recognizer is not None:
-            if not any(has_words(readable.clip.transcript) for readable in self.clips.readable):
-                raise ValueError("no clip has a transcript: a recognizer needs a manifest or data set with one")
-            self.recognizer = load_recognizer(settings.recognizer, device)
         asked = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(settings).items()}
         self.header = {
             "settings": asked,
@@ -150,6 +155,8 @@ class _Run:
             "codecs": {name: facts for name, (facts, _) in described.items()},
             "versions": versions(),
         }
+        if self.recognizer is not None:
+            self.header["recognizer"] = self._recognizer_facts()
         self.journal = Journal(output_dir / "journal.jsonl", self.header)
         if not self.journal.has_pieces:
             self._begin()
@@ -180,30 +187,39 @@ class _Run:
         decoded = {name: self._decoded_path(number, name) for name in self.settings.codecs if name not in failed}
         return {"clip": clip.name, "original": self._original_path(number), "decoded": decoded}
 
+    def recognize_originals(self) -> Iterator[float]:
+        """Recognise the clips themselves, those that are not in the journal yet; yields as `evaluate_codec`."""
+        for number, batch in enumerate(self.batches):
+            if f"originals batch {number}" not in self.journal:
+                found = [self._recognize(clip, *self._read(clip, self.num_channels)) for clip in batch]
+                self.journal.add(f"originals batch {number}", found)
+            yield sum(self.durations[clip] for clip in batch)
+
     def rows(self, name: str) -> list[dict]:
-        """The rows of `clips.parquet` of one codec."""
+        """The rows of `clips.parquet` of one codec, as they are in the journal."""
         rows = (row for number in range(len(self.batches)) for row in self.journal[f"{name} batch {number}"])
         return sorted(rows, key=lambda row: row["clip"])
 
+    def rows_with_errors(self, name: str) -> list[dict]:
+        """These rows with what was recognised wrongly, where a recognizer was named."""
+        rows = self.rows(name)
+        return rows if self.recognizer is None else [row | self._errors(row) for row in rows]
+
     def summarize(self, name: str) -> dict:
         """The codec's entry in `summary.json`."""
-        rows = self.rows(name)
+        rows = self.rows_with_errors(name)
         means = summarize_codec(self.header["codecs"][name], rows, self.settings.metrics)
-        recognition = _error_rates([(row.get("transcript"), row.get("recognized")) for row in rows])
+        recognition = None if self.recognizer is None else summarize_recognition(rows)
         return {**means, **self.journal[f"{name} tokens"], "recognition": recognition}
 
-    def recognition_of_originals(self) -> dict | None:
+    def summarize_originals(self) -> dict | None:
         """Who recognises speech, and its errors on the clips themselves."""
         if self.recognizer is None:
             return None
-        if "originals" not in self.journal:
-            clips = [readable.clip for readable in self.clips.readable if has_words(readable.clip.transcript)]
-            read = [self._read(clip, 1) for clip in clips]
-            heard = [recognize(audio, rate, self.recognizer, clip.language) for clip, (audio, rate) in zip(clips, read)]
-            self.journal.add("originals", [(clip.transcript, text) for clip, text in zip(clips, heard)])
-        model = self.recognizer.model
-        revision = getattr(model.config, "_commit_hash", None)
-        return {"model": model.name_or_path, "revision": revision, "original": _error_rates(self.journal["originals"])}
+        rows = [{"clip": name, "error": None, **found} for name, found in self._originals.items()]
+        original = summarize_recognition([row | self._errors(row) for row in rows])
+        facts = {key: self.header["recognizer"][key] for key in ("model", "revision", "digest")}
+        return {**facts, "original": original}
 
     def _begin(self):
         """Remove what an earlier run wrote, and nothing else; write the examples' originals."""
@@ -234,10 +250,8 @@ class _Run:
             values, reasons = compute_metrics(aligned.reference, aligned.estimate, sampling_rate, names)
             reasons |= {metric: "infinite" for metric, value in values.items() if math.isinf(value)}
             values = {metric: None if metric in reasons else value for metric, value in values.items()}
-            if self.recognizer is not None and has_words(clip.transcript):
-                heard = np.atleast_2d(decoded)[:, : audio.shape[-1]].mean(axis=0)
-                recognized = recognize(heard, sampling_rate, self.recognizer, clip.language)
-                row |= {"transcript": clip.transcript, "recognized": recognized}
+            if self.recognizer is not None:
+                row |= self._recognize(clip, decoded, sampling_rate)
             yield {
                 **row,
                 "payload_bits": codec.num_bits(codes, row["seconds"]),
@@ -266,6 +280,45 @@ class _Run:
             return {"tokens": tokens, "robustness": robustness(codec, examples)}
         except ValueError as error:  # examples that are too short for it, or that the codec can't take
             return {"tokens": tokens, "robustness": None, "no_robustness": str(error)}
+
+    def _recognize(self, clip: Clip, audio: np.ndarray, sampling_rate: int) -> dict[str, str | None]:
+        """Columns of a row: what is recognised in the mean of the channels, or why nothing could be."""
+        audio = np.atleast_2d(audio).mean(axis=0)
+        try:
+            text = recognize(audio, sampling_rate, self.recognizer, clip.language)
+        except Exception as error:  # such as clips that are too short for a model, which must not end a long run
+            return {"recognized": None, "recognition_failure": str(error) or type(error).__name__}
+        return {"recognized": text, "recognition_failure": None}
+
+    def _recognizer_facts(self) -> dict:
+        """What the texts depend on, beside the audio."""
+        model = self.recognizer.model
+        languages = [(each.clip.name, each.clip.language) for each in self.clips.readable]
+        return {
+            "model": model.name_or_path,
+            "revision": getattr(model.config, "_commit_hash", None),
+            "digest": model_digest(model),
+            "languages": _digest(languages),
+        }
+
+    def _errors(self, row: dict) -> dict:
+        """Columns of a row: what was said, in which language, recognised in the clip itself, and recognised wrongly."""
+        clip, original = self._clips_by_name[row["clip"]], self._originals[row["clip"]]["recognized"]
+        known = {"transcript": clip.transcript, "language": clip.language, "recognized_original": original}
+        return known if row["error"] else known | clip_errors(clip.transcript, original, row["recognized"])
+
+    @cached_property
+    def _clips_by_name(self) -> dict[str, Clip]:
+        return {each.clip.name: each.clip for each in self.clips.readable}
+
+    @cached_property
+    def _originals(self) -> dict[str, dict]:
+        """What was recognised in each clip itself, once all of them are in the journal."""
+        return {
+            clip.name: found
+            for number, batch in enumerate(self.batches)
+            for clip, found in zip(batch, self.journal[f"originals batch {number}"])
+        }
 
     def _read(self, clip: Clip, num_channels: int) -> tuple[np.ndarray, int]:
         return clip.read(self.settings.channels, num_channels)
@@ -302,7 +355,7 @@ class _Clips:
             "num_clips": len(self.readable),
             "seconds": sum(each.seconds for each in self.readable),
             "sampling_rates": sorted({each.sampling_rate for each in self.readable}),
-            "digest": hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16],
+            "digest": _digest(texts),
             "bad_clips": self.bad,
         }
 
@@ -361,16 +414,14 @@ def _round_trips(
         return [_round_trips(codec, [original])[0] for original in originals]
 
 
-def _error_rates(texts: list[tuple[str, str]]) -> dict | None:
-    """WER and CER of (transcript, what was recognised), of those that have both."""
-    texts = [(transcript, recognized) for transcript, recognized in texts if recognized is not None]
-    if not texts:
-        return None
-    wer, cer = (errors(*zip(*texts)).rate for errors in (word_errors, character_errors))
-    return {"wer": wer, "cer": cer, "num_clips": len(texts)}
+def _digest(values: list) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
 
 
-def _table(rows: list[dict], metrics: tuple[str, ...]) -> pa.Table:
+def _table(rows: list[dict], metrics: tuple[str, ...], with_recognition: bool) -> pa.Table:
+    counts = {name: [f"{name}_{field.name}" for field in fields(ErrorCounts)] for name in ERROR_RATES}
+    recognition = {name: pa.string() for name in ("language", "recognized_original", "recognition_failure")}
+    recognition |= {column: pa.int32() for columns in counts.values() for column in columns}
     schema = pa.schema(
         {
             "codec": pa.string(),
@@ -386,10 +437,13 @@ def _table(rows: list[dict], metrics: tuple[str, ...]) -> pa.Table:
             "failures": pa.string(),
             "transcript": pa.string(),
             "recognized": pa.string(),
+            **(recognition if with_recognition else {}),
             "resemblance": pa.float64(),
             "audio_codes": pa.list_(pa.list_(pa.int32())),
         }
     )
+    for name, columns in counts.items():
+        rows = [row | dict(zip(columns, astuple(row[name]))) if row.get(name) else row for row in rows]
     rows = [{column: row.get(column) for column in schema.names} for row in rows]
     rows = [{**row, "failures": json.dumps(row["failures"])} for row in rows]
     return pa.Table.from_pylist(rows, schema=schema)

@@ -6,13 +6,18 @@ data       sources, num_clips, seconds, sampling_rates (Hz), digest (of names, s
            (reason by clip)
 examples   clip, original and decoded (by codec): files below the output folder
 recognition
-           model, revision and the errors on the originals, where a recognizer was named
+           model, revision and digest of the recognizer, and original: its errors on the clips themselves, as below;
+           null where none was named
 codecs     by name: model, revision, digest, sampling_rate and output_sampling_rate (Hz), frame_rate, codebook_sizes,
            nominal_bitrate and measured_bitrate (bits per second of payload), warnings, num_clips, failed_clips (reason
            by clip), delay_seconds (median), length_difference (largest, samples), num_above_full_scale,
            resembles_original (false: as with random weights), metrics (by name: mean, standard_error, num_clips,
            num_failed, reasons with their counts), tokens (see `evaluation.token_statistics`), robustness (see
-           `evaluation.robustness`; why not, in no_robustness), recognition (wer, cer, num_clips), where they apply
+           `evaluation.robustness`; why not, in no_robustness), recognition, where they apply
+           recognition: wer and cer (against transcripts), dwer and dcer (against what is recognised in the originals),
+           each with rate, interval (95 %, bootstrap over clips), num_clips, hits, substitutions, deletions and
+           insertions, or null without such clips; num_failed: clips that the recognizer failed on; by_language: the
+           rates of the clips of each language that the data names
 """
 
 import math
@@ -20,10 +25,13 @@ import os
 import platform
 import subprocess
 from collections import Counter
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
+
+from .recognition import ERROR_RATES, ErrorCounts, bootstrap_interval
 
 PACKAGES = (
     "torch",
@@ -59,6 +67,22 @@ def summarize_codec(facts: dict, rows: list[dict], metrics: list[str]) -> dict:
         "metrics": {name: _mean(name, done) for name in metrics},
     }
     return {**entry, "warnings": list(_warnings(entry))}
+
+
+def summarize_recognition(rows: list[dict]) -> dict:
+    """What was recognised wrongly, in all clips and by language.
+
+    Args:
+        rows: of clips, with `error` and, where the codec did not fail, `language`, `recognized` and the counts of
+            `clip_errors`.
+    """
+    done = [row for row in rows if row["error"] is None]
+    languages = sorted({row["language"] for row in done if row["language"]})
+    return {
+        **_error_rates(done),
+        "num_failed": sum(row["recognized"] is None for row in done),
+        "by_language": {name: _error_rates([row for row in done if row["language"] == name]) for name in languages},
+    }
 
 
 def machine() -> dict:
@@ -104,6 +128,16 @@ def _mean(name: str, rows: list[dict]) -> dict:
         "num_failed": len(rows) - len(values),
         "reasons": dict(reasons),
     }
+
+
+def _error_rates(rows: list[dict]) -> dict[str, dict | None]:
+    rates = {}
+    for name in ERROR_RATES:
+        counts = [row[name] for row in rows if row[name] is not None]
+        total = sum(counts, ErrorCounts())
+        facts = {"rate": total.rate, "interval": bootstrap_interval(counts), "num_clips": len(counts)}
+        rates[name] = {**facts, **asdict(total)} if counts else None
+    return rates
 
 
 def _resembles(rows: list[dict]) -> bool | None:

@@ -199,11 +199,13 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a card shows of one codec of a summary.json. `rows`: metric, mean, standard error, clips, failed clips."""
+    """What a card shows of one codec of a summary.json. `rows`: metric, mean, standard error, clips, failed clips;
+    `words`: a sentence on what speech recognition gets wrong, where it was asked."""
 
     version: str
     data: str
     rows: list[tuple[str, str, str, int, int]]
+    words: str | None
     bitrate: str | None
     command: str
     warnings: list[str]
@@ -266,7 +268,10 @@ def _evaluation(summary: dict, name: str, config: PreTrainedConfig) -> Evaluatio
             f"model has {wanted[0]} Hz, {wanted[1]} and {wanted[2]}: it is another codec"
         )
     sources = ", ".join(Path(source).name if os.path.isabs(source) else source for source in data["sources"])
-    measured = {metric: facts for metric, facts in entry["metrics"].items() if facts["mean"] is not None}
+    recognition = entry.get("recognition") or {}
+    measured = {metric: facts["mean"] for metric, facts in entry["metrics"].items() if facts["mean"] is not None}
+    if recognition.get("wer"):
+        measured["wer"] = round(100 * recognition["wer"]["rate"], 2)  # in percent, as a model-index has it
     if entry.get("resembles_original") is False:
         measured = {}  # a model-index has no place for the warning
     return Evaluation(
@@ -282,6 +287,7 @@ def _evaluation(summary: dict, name: str, config: PreTrainedConfig) -> Evaluatio
             )
             for metric, facts in entry["metrics"].items()
         ],
+        words=_words(recognition, summary["recognition"]) if recognition else None,
         bitrate=entry["measured_bitrate"] and f"{entry['measured_bitrate']:.1f}",
         command=summary["command"],
         warnings=entry["warnings"],
@@ -292,11 +298,29 @@ def _evaluation(summary: dict, name: str, config: PreTrainedConfig) -> Evaluatio
                 dataset_name=sources,
                 dataset_args={"num_clips": data["num_clips"], "digest": data["digest"]},
                 metric_type=metric,
-                metric_value=facts["mean"],
+                metric_value=value,
             )
-            for metric, facts in measured.items()
+            for metric, value in measured.items()
         ],
     )
+
+
+def _words(recognition: dict, recognizer: dict) -> str | None:
+    """What the recognizer gets wrong, against transcripts if there are any, else against what it makes of the
+    recordings; `None` where there are no words."""
+    errors, original = recognition["wer"] or recognition["dwer"], recognizer["original"]["wer"]
+    if errors is None or errors["rate"] is None:
+        return None
+    low, high = errors["interval"]
+    share = f"{100 * errors['rate']:.1f} % (95 % interval {100 * low:.1f} to {100 * high:.1f})"
+    if recognition["wer"]:
+        reference = (
+            f"of the words of {errors['num_clips']} transcripts, and {100 * original['rate']:.1f} % in the recordings"
+        )
+    else:
+        reference = f"of what it recognises in {errors['num_clips']} recordings"
+    name = Path(recognizer["model"]).name if os.path.isabs(recognizer["model"]) else recognizer["model"]
+    return f"{name} recognises {share} {reference} wrongly."
 
 
 def _render(
