@@ -10,14 +10,17 @@ from transformers import AutoConfig
 import fsqcodec
 from fsqcodec import CodecConfig, CodecModel
 from fsqcodec.models import convolution
+from fsqcodec.models.codec_facts import CodecFacts, OneRateFacts
 from fsqcodec.models.configuration_codec import PRESETS
 from fsqcodec.models.convolution import ClipNorm
-from fsqcodec.models.token_rates import TokenRates
 from small_configs import SMALL_CONFIGS, small_config, small_model
 
 OWN_FIELDS = list(CodecConfig.__annotations__)
 DERIVED = [
-    name for owner in (TokenRates, CodecConfig) for name, value in vars(owner).items() if isinstance(value, property)
+    name
+    for owner in (CodecFacts, OneRateFacts, CodecConfig)
+    for name, value in vars(owner).items()
+    if isinstance(value, property)
 ]
 InvalidConfig = (ValueError, StrictDataclassClassValidationError)
 

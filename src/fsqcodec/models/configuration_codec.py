@@ -6,7 +6,7 @@ from typing import Literal
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from .token_rates import TokenRates
+from .codec_facts import OneRateFacts
 
 TREND_KERNEL_SIZES = (1, 5, 11, 21, 45)  # of the encoder's first block, samples
 ENHANCE_KERNEL_SIZES = (1, 3, 5, 9)  # of the decoder's enhance blocks, steps of their rate
@@ -34,7 +34,7 @@ TAIL_CONTEXT = TAIL_KERNEL_SIZE // 2 * (sum(TAIL_DILATIONS) + 1)
 
 
 @strict
-class CodecConfig(TokenRates, PreTrainedConfig):
+class CodecConfig(OneRateFacts, PreTrainedConfig):
     r"""
     Configuration of [`CodecModel`]: L3AC and SQCodec (https://arxiv.org/abs/2504.04949) are two settings of it, codecs
     that work on frames are a third.

@@ -62,6 +62,11 @@ class DistillNeuCodecConfig(NeuCodecRates, NeuCodecConfig):
         """Samples of one frame at `input_sampling_rate`."""
         return super().encoder_hop_length * self.transformer_downsampling_ratio
 
+    def num_frames(self, num_samples: int) -> int:
+        """Frames that a clip of `num_samples` at `input_sampling_rate` is encoded to: one more than the whole ones in
+        it."""
+        return num_samples // self.encoder_hop_length + 1
+
     @property
     def acoustic_encoder_config(self) -> SimpleNamespace:
         """What [`CodecEncoder`] reads of a [`CodecConfig`]; there are no norms between its convolutions."""

@@ -3,8 +3,8 @@
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from .codec_facts import OneRateFacts
 from .configuration_codec import KNOWN_EXTRAS
-from .token_rates import TokenRates
 
 NORM_GROUPS = 8  # of every group norm
 LAST_UPSAMPLING_CHANNELS = 64
@@ -12,7 +12,7 @@ BOUNDARIES = ("original", "exact")
 
 
 @strict
-class LycodecConfig(TokenRates, PreTrainedConfig):
+class LycodecConfig(OneRateFacts, PreTrainedConfig):
     r"""
     Configuration of [`LycodecModel`] (https://github.com/mini-kio/Lycodec at commit 8040de3): stereo audio in crops of
     1.5 s, each of them 18 frames of 256 numbers with 11 levels.

@@ -2,10 +2,10 @@
 
 from transformers.models.neucodec.configuration_neucodec import NeuCodecConfig
 
-from .token_rates import TokenRates
+from .codec_facts import CodecFacts
 
 
-class NeuCodecRates(TokenRates):
+class NeuCodecRates(CodecFacts):
     """What follows from the fields of a NeuCodec: to be inherited before `NeuCodecConfig`."""
 
     @property
@@ -14,9 +14,9 @@ class NeuCodecRates(TokenRates):
         return self.hop_length
 
     @property
-    def frame_rate(self) -> float:
-        """Frames (tokens) per second, Hz, not rounded."""
-        return self.input_sampling_rate / self.encoder_hop_length
+    def hears_whole_clip(self) -> bool:
+        """Always: encoder and decoder attend to all frames."""
+        return True
 
 
 class FsqNeuCodecConfig(NeuCodecRates, NeuCodecConfig):
@@ -31,6 +31,10 @@ class FsqNeuCodecConfig(NeuCodecRates, NeuCodecConfig):
         "downsampling_ratios",
         "quantization_levels",
     )
+
+    def num_frames(self, num_samples: int) -> int:
+        """Frames that a clip of `num_samples` at `input_sampling_rate` is encoded to: the whole ones in it."""
+        return num_samples // self.encoder_hop_length
 
 
 FsqNeuCodecConfig.register_for_auto_class()
