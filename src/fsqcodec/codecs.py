@@ -24,15 +24,18 @@ from safetensors import SafetensorError
 from transformers import AutoFeatureExtractor, AutoModel, NeuCodecConfig, PreTrainedConfig, PreTrainedModel
 
 from .checkpoints import bundled_checkpoint, list_checkpoints
+from .models.codec_facts import CodecFacts
+from .models.configuration_neucodec import FsqNeuCodecConfig
 from .models.feature_extraction_neucodec import FsqNeuCodecFeatureExtractor
-from .models.modeling_codec import CodecModel
 from .models.modeling_neucodec import FsqNeuCodecModel
 from .models.pretrained import PreTrainedCodec
 from .presets import PRESETS
-from .rates import num_channels
 from .streaming import StreamingEncoder
 
 LONG_SECONDS = 60.0  # clips of this duration and more are coded in pieces wherever that makes no difference
+BUILT_EXTRACTORS = {  # by model_type: those made from the configuration, as what a folder may hold needs torchaudio
+    FsqNeuCodecConfig.model_type: FsqNeuCodecFeatureExtractor
+}
 
 
 class Codec(ABC):
@@ -43,6 +46,9 @@ class Codec(ABC):
         input_sampling_rate, output_sampling_rate: Hz, of what `encode` takes and `decode` returns.
         num_channels: 1 for clips `(num_samples,)`; more for clips `(num_channels, num_samples)`.
         frame_rate: frames a second, exact; `None` for a classical codec, which has no tokens.
+        frames_per_crop: frames that are decoded together and apart from all others; 1 for a codec without crops.
+        hears_whole_clip: `True` where all audio depends on all codes of the clip, as far as the codec says.
+        streams_frames: `True` where `StreamingEncoder` and `StreamingDecoder` take the model, frame by frame.
         codebook_sizes: codes of each codebook; empty for a classical codec.
         quantization_levels: levels of each FSQ digit where the one codebook is FSQ, else `None`.
         revision: commit of the model on the Hub, or version of the program; `None` where there is none.
@@ -56,6 +62,9 @@ class Codec(ABC):
     output_sampling_rate: int
     num_channels: int = 1
     frame_rate: float | None = None
+    frames_per_crop: int = 1
+    hears_whole_clip: bool = False
+    streams_frames: bool = False
     codebook_sizes: list[int] = []
     quantization_levels: list[int] | None = None
     revision: str | None = None
@@ -147,11 +156,9 @@ def load_model(model: str | os.PathLike, device: str | None = None) -> PreTraine
 
 def load_feature_extractor(model: str | os.PathLike, loaded: PreTrainedModel):
     """The feature extractor of a model that `load_model` has loaded from `model`."""
-    if isinstance(loaded, FsqNeuCodecModel):
-        # the one in folders of Transformers' own model_type wants torchaudio
-        return FsqNeuCodecFeatureExtractor(
-            sampling_rate=loaded.config.input_sampling_rate, hop_length=loaded.config.encoder_hop_length
-        )
+    config = loaded.config
+    if extractor := BUILT_EXTRACTORS.get(config.model_type):
+        return extractor(sampling_rate=config.input_sampling_rate, hop_length=config.encoder_hop_length)
     return AutoFeatureExtractor.from_pretrained(model_location(model))
 
 
@@ -180,23 +187,21 @@ class TransformersCodec(Codec):
     """A codec model of Transformers, or one of ours, with its feature extractor.
 
     Ours encode any list of clips as one padded batch. Other models' codes change with padding, so their clips share a
-    batch only where they have the same length. Clips of a minute and more go through a `CodecModel` in pieces, so
-    that they take no more memory than their samples; but for tokens on a rounding boundary nothing changes by that.
+    batch only where they have the same length. Clips of a minute and more go in pieces through a model that streams
+    frames, so that they take no more memory than their samples; but for tokens on a rounding boundary nothing changes
+    by that.
     """
 
     def __init__(self, name: str, model: PreTrainedModel, feature_extractor, num_codebooks: int | None = None):
         config = model.config
         self.name, self.model, self.feature_extractor = name, model, feature_extractor
         self.revision = getattr(config, "_commit_hash", None)
-        self.input_sampling_rate = feature_extractor.sampling_rate
-        self.output_sampling_rate = getattr(config, "output_sampling_rate", self.input_sampling_rate)
-        self.num_channels = num_channels(config)
-        self.frame_rate = self.input_sampling_rate / _first_field(
-            config, "encoder_hop_length", "frame_size", "hop_length"
-        )
-        self.codebook_sizes = self._select(self._all_codebook_sizes(), num_codebooks)
-        if hasattr(config, "quantization_levels") and len(self.codebook_sizes) == 1:
-            self.quantization_levels = list(config.quantization_levels)
+        facts = _facts(config, feature_extractor)
+        for fact in FACTS:
+            setattr(self, fact, getattr(facts, fact))
+        self.codebook_sizes = self._select(self._all_codebook_sizes(facts), num_codebooks)
+        if facts.quantization_levels is not None and len(self.codebook_sizes) == 1:
+            self.quantization_levels = list(facts.quantization_levels)
 
     @cached_property
     def digest(self) -> str:
@@ -215,11 +220,8 @@ class TransformersCodec(Codec):
     def _batches_are_exact(self) -> bool:
         return isinstance(self.model, PreTrainedCodec)
 
-    def _all_codebook_sizes(self) -> list[int]:
-        config = self.model.config
-        if hasattr(config, "quantization_levels"):
-            return [math.prod(config.quantization_levels)] * getattr(config, "num_codebooks", 1)
-        return [config.codebook_size] * _first_field(config, "n_codebooks", "num_codebooks", "num_quantizers")
+    def _all_codebook_sizes(self, facts: "CodecFacts | _ForeignFacts") -> list[int]:
+        return [facts.codebook_size] * facts.num_codebooks
 
     def _select(self, sizes: list[int], num_codebooks: int | None) -> list[int]:
         if num_codebooks is not None and not 1 <= num_codebooks <= len(sizes):
@@ -227,7 +229,7 @@ class TransformersCodec(Codec):
         return sizes[:num_codebooks]
 
     def _is_streamed(self, clip: np.ndarray) -> bool:
-        return isinstance(self.model, CodecModel) and clip.shape[-1] >= LONG_SECONDS * self.input_sampling_rate
+        return self.streams_frames and clip.shape[-1] >= LONG_SECONDS * self.input_sampling_rate
 
     def _encode_group(self, audio: list[np.ndarray]) -> list[np.ndarray]:
         if self._is_streamed(audio[0]):
@@ -292,9 +294,9 @@ class EncodecCodec(TransformersCodec):
         self._bandwidth = max(model.config.target_bandwidths)
         super().__init__(name, model, feature_extractor, num_codebooks)
 
-    def _all_codebook_sizes(self) -> list[int]:
+    def _all_codebook_sizes(self, facts: "CodecFacts | _ForeignFacts") -> list[int]:
         num_codebooks = self.model.quantizer.get_num_quantizers_for_bandwidth(self._bandwidth)
-        return [self.model.config.codebook_size] * num_codebooks
+        return [facts.codebook_size] * num_codebooks
 
     def _encode_features(self, features: dict) -> list[torch.Tensor]:
         return list(self.model.encode(**features, bandwidth=self._bandwidth).audio_codes[0])  # its only chunk
@@ -317,6 +319,44 @@ def model_digest(model: PreTrainedModel) -> str:
 
 
 UNDIGESTED_FIELDS = ("_name_or_path", "transformers_version", "dtype", "architectures", "auto_map")
+
+
+FACTS = (  # that an adapter takes over as they are
+    "input_sampling_rate",
+    "output_sampling_rate",
+    "num_channels",
+    "frame_rate",
+    "frames_per_crop",
+    "hears_whole_clip",
+    "streams_frames",
+)
+
+
+class _ForeignFacts:
+    """The facts of [`CodecFacts`] that an adapter needs, of a codec of Transformers, whose configurations name them in
+    several ways and leave some to the feature extractor."""
+
+    frames_per_crop = 1
+    hears_whole_clip = streams_frames = False  # not known: it is coded whole
+
+    def __init__(self, config: PreTrainedConfig, feature_extractor):
+        self.input_sampling_rate = feature_extractor.sampling_rate
+        self.output_sampling_rate = getattr(config, "output_sampling_rate", self.input_sampling_rate)
+        self.num_channels = getattr(config, "audio_channels", 1)
+        hop_length = _first_field(config, "encoder_hop_length", "frame_size", "hop_length")
+        self.frame_rate = self.input_sampling_rate / hop_length
+        self.quantization_levels = getattr(config, "quantization_levels", None)
+        if self.quantization_levels is None:
+            self.codebook_size = config.codebook_size
+            self.num_codebooks = _first_field(config, "n_codebooks", "num_codebooks", "num_quantizers")
+        else:
+            self.codebook_size = math.prod(self.quantization_levels)
+            self.num_codebooks = getattr(config, "num_codebooks", 1)
+
+
+def _facts(config: PreTrainedConfig, feature_extractor) -> CodecFacts | _ForeignFacts:
+    """What the configuration answers, where it is one of this package."""
+    return config if isinstance(config, CodecFacts) else _ForeignFacts(config, feature_extractor)
 
 
 def _first_field(config, *names: str):

@@ -27,7 +27,7 @@ def multiply_accumulates(config: CodecConfig | LycodecConfig, seconds: float) ->
     of a tile (the original scores whole blocks: 44 G for 10 s where l3ac-1kbps has 42 G). Norms, activations and
     pooling are not. Nothing is computed: meta tensors have shapes only.
     """
-    if isinstance(config, LycodecConfig):
+    if config.crop_length:
         num_crops = math.ceil(seconds * config.sampling_rate / config.crop_length)
         return {part: num_crops * count for part, count in _counted_crop(config).items()}
     num_frames = math.ceil(seconds * config.frame_rate)

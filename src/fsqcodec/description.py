@@ -6,10 +6,8 @@ from pathlib import Path
 from transformers import PreTrainedConfig
 
 from .files import TOKEN_SUFFIX, load_fsq_codec
-from .models.configuration_neucodec import NeuCodecRates
 from .packing import read_token_facts, token_digest
 from .presets import PRESETS, list_presets, preset_config
-from .rates import num_channels, samples_and_milliseconds
 
 
 def describe(target: str | None) -> Iterator[tuple[str, str]]:
@@ -31,9 +29,14 @@ def describe(target: str | None) -> Iterator[tuple[str, str]]:
     else:
         model = load_fsq_codec(target, device="cpu")
         yield "model", target
-        yield from (_neucodec_rows if isinstance(model.config, NeuCodecRates) else _config_rows)(model.config)
+        yield from (_whole_clip_rows if model.config.hears_whole_clip else _config_rows)(model.config)
         yield "parameters", f"{sum(parameter.numel() for parameter in model.parameters()):,}"
         yield "token digest", token_digest(model)
+
+
+def samples_and_milliseconds(num_samples: int, config: PreTrainedConfig) -> str:
+    """A duration for people, at the codec's `sampling_rate`."""
+    return f"{num_samples} samples ({1000 * num_samples / config.sampling_rate:.1f} ms)"
 
 
 def _summary(config: PreTrainedConfig) -> str:
@@ -45,8 +48,8 @@ def _summary(config: PreTrainedConfig) -> str:
 
 def _config_rows(config: PreTrainedConfig) -> Iterator[tuple[str, str]]:
     yield "sampling rate", f"{config.sampling_rate} Hz"
-    if num_channels(config) > 1:
-        yield "channels", str(num_channels(config))
+    if config.num_channels > 1:
+        yield "channels", str(config.num_channels)
     yield "hop length", f"{config.hop_length} samples"
     yield "tokens per second", f"{config.frame_rate:.2f}"
     yield "codebook size", f"{config.codebook_size} ({' x '.join(map(str, config.quantization_levels))})"
@@ -58,12 +61,12 @@ def _config_rows(config: PreTrainedConfig) -> Iterator[tuple[str, str]]:
     yield "decoder look-ahead", samples_and_milliseconds(config.decoder_lookahead_samples, config)
     yield "encoder look-back", samples_and_milliseconds(config.encoder_context_samples, config)
     yield "decoder look-back", samples_and_milliseconds(config.decoder_context_samples, config)
-    if getattr(config, "has_attention", False):
+    if config.streams_frames and config.has_attention:
         window_seconds = config.attention_window_size / config.frame_rate
         yield "attention window", f"{config.attention_window_size} frames ({window_seconds:.2f} s)"
 
 
-def _neucodec_rows(config: NeuCodecRates) -> Iterator[tuple[str, str]]:
+def _whole_clip_rows(config: PreTrainedConfig) -> Iterator[tuple[str, str]]:
     yield "input sampling rate", f"{config.input_sampling_rate} Hz"
     yield "output sampling rate", f"{config.output_sampling_rate} Hz"
     yield "encoder hop length", f"{config.encoder_hop_length} samples"

@@ -22,6 +22,7 @@ from torch.export import Dim, ExportedProgram
 
 from .atomic import atomic_folder, check_new_folder
 from .models.modeling_codec import CodecModel
+from .models.pretrained import PreTrainedCodec
 from .packing import token_digest
 
 OPSET = 20
@@ -120,7 +121,7 @@ class _Decoder(nn.Module):
 
 
 def _check_exportable(model: CodecModel):
-    if not isinstance(model, CodecModel):
+    if not (isinstance(model, PreTrainedCodec) and model.config.streams_frames):
         raise ValueError(f"a {type(model).__name__} can't be exported: a CodecModel of fsqcodec is wanted")
     if model.training:
         raise ValueError("the model is in training mode, which would be exported: call model.eval() first")

@@ -22,7 +22,6 @@ from .models.modeling_codec import CodecModel
 from .models.pretrained import PreTrainedCodec
 from .packing import Tokens, read_token_facts, read_tokens, token_digest, write_tokens
 from .paths import resolve_files
-from .rates import input_sampling_rate, output_sampling_rate
 from .streaming import StreamingDecoder, StreamingEncoder, clip_statistics
 
 TOKEN_SUFFIX = ".safetensors"
@@ -85,7 +84,7 @@ def encode_files(
     with tqdm(total=len(durations), unit="file", desc="encode") as progress:
         for batch in batches_by_length(durations):
             encoded = {}
-            if isinstance(codec, CodecModel) and durations[batch[0]] >= LONG_SECONDS:  # so long that it is alone
+            if codec.config.streams_frames and durations[batch[0]] >= LONG_SECONDS:  # so long that it is alone
                 with _failures_reported(batch[0], report):
                     encoded[batch[0]] = _encode_in_pieces(codec, batch[0], channels, PIECE_SECONDS)
             else:
@@ -177,7 +176,7 @@ def decode_files(
             if peak > 1:
                 report.peaks[outputs[source]] = peak
             report.written.append(outputs[source])
-            report.seconds += tokens.num_samples / input_sampling_rate(codec.config)
+            report.seconds += tokens.num_samples / codec.config.input_sampling_rate
     return report
 
 
@@ -214,7 +213,7 @@ def _loaded(
     if Path(output).exists() and not overwrite:
         raise FileExistsError(f"{output} exists: give another name, or overwrite=True")
     codec = load_fsq_codec(model, device) if isinstance(model, (str, os.PathLike)) else model
-    if not isinstance(codec, CodecModel):
+    if not (isinstance(codec, PreTrainedCodec) and codec.config.streams_frames):
         raise ValueError(
             f"a {type(codec).__name__} can't take files in pieces: encode_files and decode_files are for it"
         )
@@ -236,8 +235,8 @@ def _readable_tokens(
 def _decode_tokens(tokens: Tokens, codec: PreTrainedCodec, output: Path, limit_peaks: bool) -> float:
     """Write the audio and return its peak: at once where the codec has no streams, and where it is short, which takes
     less time where the decoder normalises over the clip. A codec with streams stays below full scale."""
-    sampling_rate = output_sampling_rate(codec.config)
-    if isinstance(codec, CodecModel) and tokens.num_samples >= LONG_SECONDS * sampling_rate:
+    sampling_rate = codec.config.output_sampling_rate
+    if codec.config.streams_frames and tokens.num_samples >= LONG_SECONDS * sampling_rate:
         write_audio_pieces(output, _decoded_pieces(tokens, codec, PIECE_SECONDS), sampling_rate)
         return 0.0
     num_samples = tokens.num_samples * sampling_rate // tokens.sampling_rate

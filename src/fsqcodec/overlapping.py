@@ -52,7 +52,7 @@ class OverlappingDecoder:
         self._chunk_frames = max(1, round(chunk_seconds * codec.frame_rate))
         self._context_frames = round(context_seconds * codec.frame_rate)
         self._lookahead_frames = max(1, round(lookahead_seconds * codec.frame_rate))  # one to fade into the next chunk
-        frames_per_crop = getattr(codec.model.config, "frames_per_crop", 1)
+        frames_per_crop = codec.frames_per_crop
         if any(n % frames_per_crop for n in (self._chunk_frames, self._context_frames, self._lookahead_frames)):
             raise ValueError(
                 f"chunks of {self._chunk_frames} frames with {self._context_frames} before and "

@@ -21,7 +21,6 @@ import torch
 from safetensors.numpy import save_file
 
 from .atomic import atomic_path
-from .rates import input_sampling_rate
 
 FORMAT = "fsqcodec-tokens-1"
 PIECE_FRAMES = 2**14  # unpacked to bits at a time, a multiple of 8: its last byte has no bits of the next
@@ -40,8 +39,8 @@ FACTS = {
 def pack(codes, config) -> bytes:
     """Codes `(num_codebooks, num_frames)`, integers, tensor or array, to bytes.
 
-    `config` is the codec's: its `codebook_size` and `num_codebooks`, and `frames_per_crop` where it has crops, say
-    how many bits a frame takes. A leading batch axis of one clip is allowed. Raises `ValueError` for another shape, for
+    `config` is the codec's: its `codebook_size`, `num_codebooks` and `frames_per_crop` say how many bits a frame
+    takes. A leading batch axis of one clip is allowed. Raises `ValueError` for another shape, for
     codes outside [0, codebook_size) and for a part of a crop.
     """
     codes = np.asarray(codes.cpu() if isinstance(codes, torch.Tensor) else codes)
@@ -103,23 +102,20 @@ def num_packed_bytes(num_frames: int, config) -> int:
     """How many bytes `pack` makes of so many frames. Raises `ValueError` for a part of a crop."""
     if not _crop_bytes(config):
         return -(-num_frames * config.num_codebooks * _bits_per_code(config) // 8)
-    num_crops, rest = divmod(num_frames, _frames_per_crop(config))
+    num_crops, rest = divmod(num_frames, config.frames_per_crop)
     if rest:
-        raise ValueError(f"{num_frames} frames are no whole crops: a multiple of {_frames_per_crop(config)} is wanted")
+        raise ValueError(f"{num_frames} frames are no whole crops: a multiple of {config.frames_per_crop} is wanted")
     return num_crops * _crop_bytes(config)
 
 
 def check_duration(num_samples: int, num_frames: int, config):
-    """Raise `ValueError` unless frames, or whole crops, are as many as the codec makes of so many samples: they hold
-    all of them, but of NeuCodec, which makes a frame less or more."""
-    surplus = num_frames - round(num_samples * config.frame_rate / input_sampling_rate(config), 6)
-    is_neucodec = hasattr(config, "encoder_hop_length")
-    if not (abs(surplus) <= 1 if is_neucodec else 0 <= surplus < _frames_per_crop(config)):
+    """Raise `ValueError` unless the codec makes so many frames of so many samples."""
+    if num_frames != config.num_frames(num_samples):
         raise ValueError(f"{num_samples} samples don't make {num_frames} frames")
 
 
 def _pack_crops(codes: np.ndarray, config) -> bytes:
-    frames_per_crop = _frames_per_crop(config)
+    frames_per_crop = config.frames_per_crop
     if codes.shape[1] % frames_per_crop:
         raise ValueError(f"{codes.shape[1]} frames are no whole crops: a multiple of {frames_per_crop} is wanted")
     packed = []
@@ -132,7 +128,7 @@ def _pack_crops(codes: np.ndarray, config) -> bytes:
 
 
 def _unpack_crops(data: bytes, config, num_frames: int | None) -> torch.Tensor:
-    crop_bytes, frames_per_crop = _crop_bytes(config), _frames_per_crop(config)
+    crop_bytes, frames_per_crop = _crop_bytes(config), config.frames_per_crop
     num_crops = len(data) // crop_bytes
     if len(data) % crop_bytes or num_frames not in (None, num_crops * frames_per_crop):
         wanted = "" if num_frames is None else f", {num_frames} frames are wanted"
@@ -149,13 +145,9 @@ def _unpack_crops(data: bytes, config, num_frames: int | None) -> torch.Tensor:
 
 def _crop_bytes(config) -> int:
     """Bytes of a crop whose codes are one number, 0 where each code on its own takes no more bits."""
-    num_codes = _frames_per_crop(config) * config.num_codebooks
+    num_codes = config.frames_per_crop * config.num_codebooks
     num_bytes = -(-(config.codebook_size**num_codes - 1).bit_length() // 8)
     return num_bytes if 8 * num_bytes < num_codes * _bits_per_code(config) else 0
-
-
-def _frames_per_crop(config) -> int:
-    return getattr(config, "frames_per_crop", 1)
 
 
 def token_digest(model) -> str:
@@ -220,7 +212,7 @@ def read_tokens(path: str | os.PathLike, config) -> Tokens:
     for name in ("num_codebooks", "codebook_size"):
         if facts[name] != getattr(config, name):
             raise ValueError(f"{path} has {name} {facts[name]}, the codec has {getattr(config, name)}: another codec's")
-    if facts["sampling_rate"] != input_sampling_rate(config):
+    if facts["sampling_rate"] != config.input_sampling_rate:
         raise ValueError(
             f"{path} is damaged: it is of audio at {facts['sampling_rate']} Hz, which the codec can't take"
         )

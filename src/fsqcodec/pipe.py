@@ -22,7 +22,6 @@ import torch
 
 from .models.pretrained import PreTrainedCodec
 from .packing import check_duration, num_packed_bytes, pack, token_digest, unpack
-from .rates import num_channels
 from .streaming import StreamingDecoder, StreamingEncoder
 
 FORMAT = b"fsqcodec-stream-1\n"
@@ -41,7 +40,7 @@ def encode_pipe(samples_in: BinaryIO, tokens_out: BinaryIO, codec: PreTrainedCod
     written; `BrokenPipeError` when nobody reads the output any more.
     """
     encoder, meter, num_samples = StreamingEncoder(codec), Meter(codec.config.sampling_rate), 0
-    channels = num_channels(codec.config)
+    channels = codec.config.num_channels
     facts = {"model": codec.name_or_path, **_facts(codec)}
     with _end_of_reader_explained(meter):
         _write(tokens_out, FORMAT + json.dumps(facts).encode() + b"\n")
@@ -71,7 +70,7 @@ def decode_pipe(tokens_in: BinaryIO, samples_out: BinaryIO, codec: PreTrainedCod
     """
     _check_facts(_read_facts(tokens_in), codec)
     decoder, meter, num_samples, length = StreamingDecoder(codec), Meter(codec.config.sampling_rate), 0, None
-    most_padding, waiting = getattr(codec.config, "crop_length", 0), None
+    most_padding, waiting = codec.config.crop_length, None
     with _end_of_reader_explained(meter):
         blocks = _Input(_read_blocks(tokens_in, codec), waits_for_end=True)
         for block in blocks:
@@ -98,7 +97,7 @@ def roundtrip_pipe(samples_in: BinaryIO, samples_out: BinaryIO, codec: PreTraine
     encoder, decoder, meter = StreamingEncoder(codec), StreamingDecoder(codec), Meter(codec.config.sampling_rate)
     with _end_of_reader_explained(meter):
         num_left = 0
-        pieces = _Input(read_samples(samples_in, num_channels(codec.config)))
+        pieces = _Input(read_samples(samples_in, codec.config.num_channels))
         for samples in pieces:
             with meter.counting(samples.shape[-1]):
                 audio = decoder.push(encoder.push(samples))
@@ -119,7 +118,7 @@ class Microphone:
     """
 
     def __init__(self, codec: PreTrainedCodec):
-        sampling_rate, channels = codec.config.sampling_rate, num_channels(codec.config)
+        sampling_rate, channels = codec.config.sampling_rate, codec.config.num_channels
         try:
             import sounddevice
         except ImportError as error:
@@ -251,7 +250,7 @@ def _read_blocks(file: BinaryIO, codec: PreTrainedCodec) -> Iterator[torch.Tenso
 
 def _write_codes(file: BinaryIO, codes: torch.Tensor, codec: PreTrainedCodec):
     """Codes `(1, num_codebooks, num_frames)` as blocks; none where there are none."""
-    frames_per_crop = getattr(codec.config, "frames_per_crop", 1)
+    frames_per_crop = codec.config.frames_per_crop
     for block in codes[0].split(max(1, MOST_FRAMES // frames_per_crop) * frames_per_crop, dim=-1):
         if block.shape[-1]:
             _write(file, struct.pack("<H", block.shape[-1]) + pack(block, codec.config))

@@ -35,7 +35,6 @@ from tqdm import tqdm
 from ..atomic import atomic_path
 from ..counting import multiply_accumulates, num_parameters
 from ..models.configuration_codec import CodecConfig
-from ..models.modeling_codec import CodecModel
 from ..packing import token_digest
 from ..presets import PRESETS
 from .cost import load_codec_or_preset, peak_memory, real_time_factors
@@ -70,7 +69,7 @@ def measure_latency(model: str | os.PathLike, output_dir: str | os.PathLike, dev
     codec = load_codec_or_preset(name, device)
     if codec.model is None:
         raise ValueError(f"{name} has no tokens: latency is measured of codecs that are models")
-    own_model = codec.model if isinstance(codec.model, CodecModel) else None
+    own_model = codec.model if codec.streams_frames else None
     measured = {
         "encoder": {"changes": lambda: encoder_changes(codec)},
         "decoder": {"changes": lambda: decoder_changes(codec)},

@@ -19,11 +19,10 @@ from transformers import MODEL_MAPPING, PreTrainedConfig
 
 from ..checkpoints import bundled_checkpoint, list_checkpoints
 from ..counting import multiply_accumulates, num_parameters
+from ..description import samples_and_milliseconds
 from ..models.configuration_codec import CodecConfig
-from ..models.configuration_lycodec import LycodecConfig
 from ..models.configuration_neucodec import NeuCodecRates
 from ..presets import CONFIGURATIONS, PRESETS, list_presets
-from ..rates import input_sampling_rate, samples_and_milliseconds
 
 CARD_NAME = "README.md"
 TRAINING_RECORD = "training.json"  # which the trainer puts into the folders that it saves
@@ -107,7 +106,7 @@ def model_card(target: str | os.PathLike, summary: dict | None = None, codec: st
     provenance = Provenance.of_folder(folder)
     if summary is not None:
         evaluation = _evaluation(summary, _codec_of_folder(summary, folder, codec), config)
-    if isinstance(config, NeuCodecRates):
+    if config.hears_whole_clip:
         return _render_neucodec(config, provenance, evaluation)
     return _render({provenance.title: config}, provenance, evaluation)
 
@@ -261,7 +260,7 @@ def _only(fitting: list[str], codecs: dict[str, dict], wanted: str) -> str:
 def _evaluation(summary: dict, name: str, config: PreTrainedConfig) -> Evaluation:
     entry, data = summary["codecs"][name], summary["data"]
     found = (entry["sampling_rate"], entry["codebook_sizes"], entry["frame_rate"])
-    wanted = (input_sampling_rate(config), [config.codebook_size] * config.num_codebooks, config.frame_rate)
+    wanted = (config.input_sampling_rate, [config.codebook_size] * config.num_codebooks, config.frame_rate)
     if found[:2] != wanted[:2] or not math.isclose(found[2], wanted[2]):
         raise ValueError(
             f"{name} was evaluated at {found[0]} Hz with codebooks {found[1]} and {found[2]} frames per second, this "
@@ -335,11 +334,12 @@ def _render(
     if provenance.published:
         front_matter = {"license": "mit", "base_model": origin.weights, **front_matter}
     results = evaluation.results if evaluation else []
-    is_lycodec = next(iter(configs.values())).model_type == LycodecConfig.model_type
+    config = next(iter(configs.values()))
     card_data = ModelCardData(
         library_name="transformers",
         pipeline_tag="audio-to-audio",
-        tags=["audio-codec", *([] if is_lycodec else ["speech-tokenizer"]), "fsqcodec", *([family] if family else [])],
+        tags=["audio-codec", *(["speech-tokenizer"] if config.num_codebooks == 1 else []), "fsqcodec"]
+        + ([family] if family else []),
         **({"model_name": provenance.title, "eval_results": results} if results else {}),
         **front_matter,
     )
@@ -356,8 +356,7 @@ def _render(
         verification=provenance.verification,
         columns=list(configs),
         rows=[(label, [facts[label] for facts in columns]) for label in columns[0]],
-        config=next(iter(configs.values())),
-        is_lycodec=is_lycodec,
+        config=config,
         path=presets[0] if presets else "path/of/this/folder",
         presets=presets,
         evaluation=evaluation,
@@ -429,7 +428,7 @@ def _facts(config_class: type[PreTrainedConfig], fields: str) -> dict[str, str]:
 
 
 def _attention_fact(config: PreTrainedConfig) -> dict[str, str]:
-    if not getattr(config, "has_attention", False):
+    if not (config.streams_frames and config.has_attention):
         return {}
     window = config.attention_window_size
     return {"attention window": f"{window} tokens ({window / config.frame_rate:.2f} s)"}

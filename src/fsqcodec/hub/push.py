@@ -11,7 +11,6 @@ from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
 
-from ..rates import input_sampling_rate
 from .cards import CARD_NAME
 
 WEIGHTS_NAME = "model.safetensors"
@@ -83,9 +82,9 @@ def _check_folder(folder: Path):
         raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}{hint}")
     config = AutoConfig.from_pretrained(folder)
     sampling_rate = AutoFeatureExtractor.from_pretrained(folder).sampling_rate
-    if sampling_rate != input_sampling_rate(config):
+    if sampling_rate != config.input_sampling_rate:
         raise ValueError(
-            f"{folder}: preprocessor_config.json says {sampling_rate} Hz, config.json {input_sampling_rate(config)} Hz"
+            f"{folder}: preprocessor_config.json says {sampling_rate} Hz, config.json {config.input_sampling_rate} Hz"
         )
     with torch.device("meta"):
         expected = {name: tuple(tensor.shape) for name, tensor in AutoModel.from_config(config).state_dict().items()}

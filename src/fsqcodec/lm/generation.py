@@ -17,8 +17,6 @@ from transformers.generation.streamers import BaseStreamer
 
 from ..audio import WRITABLE_SUFFIXES, write_audio
 from ..codecs import Codec
-from ..models.modeling_codec import CodecModel
-from ..models.neucodec_parts import NeuCodecDecodingMixin
 from ..overlapping import OverlappingDecoder
 from ..streaming import StreamingDecoder
 from .vocabulary import AudioVocabulary
@@ -165,9 +163,9 @@ class AudioStreamer(BaseStreamer):
 
 def _span_decoder(codec: Codec, for_file: bool) -> type:
     """What decodes a span: as it comes where that is exact, and for all but a file where it is close."""
-    if isinstance(codec.model, CodecModel) and not (for_file and codec.model.config.normalizes_over_clip):
+    if codec.streams_frames and not (for_file and codec.model.config.normalizes_over_clip):
         return _StreamingSpanDecoder
-    if isinstance(codec.model, NeuCodecDecodingMixin) and not for_file:
+    if codec.hears_whole_clip and not for_file:
         return OverlappingDecoder
     return _WholeSpanDecoder
 

@@ -11,15 +11,25 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from ..models.configuration_codec import ENHANCE_KERNEL_SIZES
+from ..models.configuration_codec import ENHANCE_KERNEL_SIZES, CodecConfig
+from ..models.configuration_lycodec import LycodecConfig
 from ..models.feature_extraction_codec import LOUDEST_SENSIBLE_PEAK
 from ..models.modeling_codec import CodecModel
 from ..models.modeling_lycodec import LycodecModel
+from ..models.pretrained import PreTrainedCodec
 from ..models.streaming_codec import Span, join_states, split_state, statistics_so_far
-from ..rates import num_channels
 from .crops import CropDecoding, CropEncoding, OverlappingCropDecoding, OverlappingCropEncoding
 from .frames import FrameDecoding, FrameEncoding, FrameMeasuring
 from .pieces import End, Pieces
+
+ENCODING = {  # by model_type: what a stream runs, and with overlap, `None` where it can't overlap
+    CodecConfig.model_type: (FrameEncoding, None),
+    LycodecConfig.model_type: (CropEncoding, OverlappingCropEncoding),
+}
+DECODING = {
+    CodecConfig.model_type: (FrameDecoding, None),
+    LycodecConfig.model_type: (CropDecoding, OverlappingCropDecoding),
+}
 
 
 class _Stream(ABC):
@@ -101,15 +111,11 @@ class StreamingEncoder(_Stream):
     """
 
     def __init__(self, model: CodecModel | LycodecModel, *, overlap: bool = False):
-        if _has_crops(model, overlap):
-            pieces = OverlappingCropEncoding(model) if overlap else CropEncoding(model)
-        else:
-            pieces = FrameEncoding(model)
-        super().__init__(model, pieces)
+        super().__init__(model, _pieces_class(ENCODING, model, overlap)(model))
 
     def _checked(self, samples) -> torch.Tensor:
         samples = _as_tensor(samples, "samples")
-        channels = num_channels(self.model.config)
+        channels = self.model.config.num_channels
         given = samples
         if samples.ndim == 1 or samples.ndim == 2 and channels > 1:
             samples = torch.atleast_2d(samples)[None]
@@ -157,14 +163,12 @@ class StreamingDecoder(_Stream):
         *,
         overlap: bool = False,
     ):
-        if statistics is not None:
-            statistics = _checked_statistics(model, statistics)
-        if _has_crops(model, overlap):
-            pieces = OverlappingCropDecoding(model) if overlap else CropDecoding(model)
+        pieces_class = _pieces_class(DECODING, model, overlap)
+        if statistics is None:
+            super().__init__(model, pieces_class(model))
         else:
-            pieces = FrameDecoding(model, statistics)
-        super().__init__(model, pieces)
-        if _normalizes_over_clip(model) and statistics is None:
+            super().__init__(model, pieces_class(model, _checked_statistics(model, statistics)))
+        if model.config.normalizes_over_clip and statistics is None:
             warnings.warn(
                 "this decoder normalises over the clip, which a stream does not know: it normalises by what came so "
                 "far, and the audio differs from that of the whole. Give statistics= of an earlier clip, or use a "
@@ -201,7 +205,7 @@ class StreamingDecoder(_Stream):
         return codes.to(self.model.device)
 
     def _nothing(self, batch_size: int) -> torch.Tensor:
-        channels = num_channels(self.model.config)
+        channels = self.model.config.num_channels
         return torch.zeros(batch_size, channels, 0, dtype=self.model.dtype, device=self.model.device)
 
 
@@ -252,7 +256,8 @@ def clip_statistics(model: CodecModel, audio_codes: torch.Tensor) -> list[torch.
     """
     if audio_codes.shape[-1] == 0:
         raise ValueError("audio_codes have no frames: there are no statistics")
-    if not _normalizes_over_clip(model):
+    _pieces_class(DECODING, model, overlap=False)
+    if not model.config.normalizes_over_clip:
         raise ValueError("this decoder does not normalise over the clip: it has no statistics")
     statistics = []
     for _ in model.decoder.stages:
@@ -291,28 +296,22 @@ def _advance(streams: Sequence[_Stream]) -> list[torch.Tensor]:
     return [torch.cat([stream._nothing(len(stream._waiting)), *outputs[id(stream)]], dim=-1) for stream in streams]
 
 
-def _has_crops(model, overlap: bool) -> bool:
-    """Whether the model is a codec of crops, which alone can overlap. Raises `ValueError` where it can't be streamed
-    so."""
-    if isinstance(model, LycodecModel):
-        return True
-    if not isinstance(model, CodecModel):
+def _pieces_class(table: dict[str, tuple], model, overlap: bool) -> type[Pieces]:
+    """The row of `table` for the model. Raises `ValueError` where it can't be streamed so."""
+    if not isinstance(model, PreTrainedCodec) or model.config.model_type not in table:
         raise ValueError(
             f"a {type(model).__name__} can't be streamed: a CodecModel or LycodecModel of fsqcodec is wanted "
             "(codecs that hear the whole clip can be decoded in chunks, by OverlappingDecoder)"
         )
-    if overlap:
+    alone, overlapping = table[model.config.model_type]
+    if overlap and overlapping is None:
         raise ValueError(f"overlap is for codecs of crops, as Lycodec: a {type(model).__name__} streams without joins")
-    return False
-
-
-def _normalizes_over_clip(model: CodecModel | LycodecModel) -> bool:
-    return isinstance(model, CodecModel) and model.config.normalizes_over_clip
+    return overlapping if overlap else alone
 
 
 def _checked_statistics(model: CodecModel | LycodecModel, statistics: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """On the model's device, or `ValueError`."""
-    if not _normalizes_over_clip(model):
+    if not model.config.normalizes_over_clip:
         raise ValueError("statistics were given: this decoder does not normalise over the clip and needs none")
     num_stages = len(model.decoder.stages)
     if len(statistics) != num_stages:

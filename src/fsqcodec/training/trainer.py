@@ -35,7 +35,6 @@ from ..codecs import load_model, model_location
 from ..hub.cards import TRAINING_RECORD
 from ..models.pretrained import PreTrainedCodec
 from ..presets import preset_config
-from ..rates import num_channels
 from . import losses
 from .codec_training import CodecTraining
 from .data import Crops, corpora, crop_batches, hold_out, training_sources
@@ -240,7 +239,7 @@ class Trainer:
             gain_db=data.gain_db,
             flip_polarity=data.flip_polarity,
             speed=data.speed,
-            num_channels=num_channels(self.config),
+            num_channels=self.config.num_channels,
         )
         self.crops = resident_if_they_fit(crops, self.accelerator.device)
 
