@@ -33,8 +33,9 @@ from .presets import PRESETS
 from .streaming import StreamingEncoder
 
 LONG_SECONDS = 60.0  # clips of this duration and more are coded in pieces wherever that makes no difference
-BUILT_EXTRACTORS = {  # by model_type: those made from the configuration, as what a folder may hold needs torchaudio
-    FsqNeuCodecConfig.model_type: FsqNeuCodecFeatureExtractor
+BUILT_EXTRACTORS = {  # by model_type: made from the configuration, as the one in Transformers' folders needs torchaudio
+    NeuCodecConfig.model_type: FsqNeuCodecFeatureExtractor,
+    FsqNeuCodecConfig.model_type: FsqNeuCodecFeatureExtractor,
 }
 
 
