@@ -71,9 +71,9 @@ def test_without_gradients_models_compute_what_they_compute_with_them(name, shor
     for arguments in ({"input_values": clips}, {"input_values": clips, "padding_mask": padding_mask}):
         reference = model.encode(**arguments, output_latents=True)
         assert reference.latents.requires_grad
-        decoded = model.decode(reference.audio_codes, reference.audio_codes_mask).audio_values
+        decoded = model.decode(reference.audio_codes, audio_codes_mask=reference.audio_codes_mask).audio_values
         with torch.no_grad():
             encoded = model.encode(**arguments, output_latents=True)
-            audio_values = model.decode(reference.audio_codes, reference.audio_codes_mask).audio_values
+            audio_values = model.decode(reference.audio_codes, audio_codes_mask=reference.audio_codes_mask).audio_values
         assert torch.allclose(encoded.latents, reference.latents, atol=1e-4)
         assert torch.allclose(audio_values, decoded, atol=1e-5)

@@ -46,7 +46,7 @@ def test_a_clip_is_encoded_and_decoded_alone_as_in_any_batch(model, lengths, ext
     values, mask = padded(clips, extra)
     with torch.no_grad():
         batch = model.encode(values, mask, output_latents=True)
-        decoded = model.decode(batch.audio_codes, batch.audio_codes_mask).audio_values
+        decoded = model.decode(batch.audio_codes, audio_codes_mask=batch.audio_codes_mask).audio_values
         for i, clip in enumerate(clips):
             alone = model.encode(clip[None], output_latents=True)
             num_frames = alone.audio_codes.shape[-1]

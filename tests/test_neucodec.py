@@ -105,6 +105,17 @@ def test_forward_is_encode_and_decode_and_gradients_reach_the_encoder(models, or
 
 @ORIGINS
 @torch.no_grad()
+def test_latents_decode_to_what_their_codes_decode_to_but_unrounded(models, origin):
+    model = models[origin]
+    latents = model.encode(**_features(origin, [speech_like_clip(32000)]), output_latents=True).latents
+    rounded, _ = model.quantizer(latents.transpose(1, 2))
+    unrounded = model._latents_to_features(latents.transpose(1, 2))
+    variance = (rounded - rounded.mean(dim=1)).square().mean()
+    assert 0 < (unrounded - rounded).square().mean() < 0.5 * variance
+
+
+@ORIGINS
+@torch.no_grad()
 def test_a_saved_model_loads_with_everything(models, origin, tmp_path):
     models[origin].save_pretrained(tmp_path)
     FEATURE_EXTRACTORS[origin].save_pretrained(tmp_path)

@@ -5,11 +5,9 @@ waveform -> convolutions -> local transformer -> scalar quantizer -> local trans
 Inside, data is `(batch, num_steps, channels)`; the public methods take and return what Transformers' codecs do.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import nn
-from transformers.utils import ModelOutput, can_return_tuple, logging
+from transformers.utils import can_return_tuple, logging
 
 from .configuration_codec import LATENT_KERNEL_SIZE, TAIL_CONTEXT, TAIL_DILATIONS, TAIL_KERNEL_SIZE, CodecConfig
 from .convolution import (
@@ -26,6 +24,7 @@ from .convolution import (
 )
 from .frames import FrameHead, FrameStem
 from .local_attention import DownsamplingTransformer, UpsamplingTransformer
+from .outputs import CodecDecoderOutput, CodecEncoderOutput, CodecOutput
 from .padding import ceil_divide, ceil_to_multiple, right_padding_mask, zero_padding
 from .pretrained import PreTrainedCodec, check_code_range, check_finite, check_num_samples, check_tensor
 from .quantization import FiniteScalarQuantizer
@@ -33,52 +32,6 @@ from .quantization import FiniteScalarQuantizer
 logger = logging.get_logger(__name__)
 
 FRAMES_UNIT_START_GAIN = 0.1  # deep stacks of units at one rate learn fast and steadily from near the identity
-
-
-@dataclass
-class CodecEncoderOutput(ModelOutput):
-    """What [`CodecModel.encode`] returns.
-
-    Args:
-        audio_codes (`torch.LongTensor` of shape `(batch, 1, num_frames)`): tokens in [0, codebook_size); 0 in padding.
-        audio_codes_mask (`torch.LongTensor` of shape `(batch, num_frames)`): 1 where a frame holds audio, 0 in padding.
-        latents (`torch.FloatTensor` of shape `(batch, latent_dim, num_frames)`, with `output_latents=True`): the
-            encoder's output, before quantization; 0 in padding.
-    """
-
-    audio_codes: torch.LongTensor | None = None
-    audio_codes_mask: torch.LongTensor | None = None
-    latents: torch.FloatTensor | None = None
-
-
-@dataclass
-class CodecDecoderOutput(ModelOutput):
-    """What [`CodecModel.decode`] returns.
-
-    Args:
-        audio_values (`torch.FloatTensor` of shape `(batch, 1, num_samples)`): audio in (-1, 1) at
-            `config.sampling_rate`; 0 after a clip's last frame.
-    """
-
-    audio_values: torch.FloatTensor | None = None
-
-
-@dataclass
-class CodecOutput(ModelOutput):
-    """What [`CodecModel.forward`] returns.
-
-    Args:
-        audio_values (`torch.FloatTensor` of shape `(batch, 1, num_samples)`): as long as the input; 0 in its padding.
-        audio_codes (`torch.LongTensor` of shape `(batch, 1, num_frames)`): as `encode` returns them.
-        audio_codes_mask (`torch.LongTensor` of shape `(batch, num_frames)`): as `encode` returns it.
-        latents (`torch.FloatTensor` of shape `(batch, latent_dim, num_frames)`, with `output_latents=True`): as
-            `encode` returns them.
-    """
-
-    audio_values: torch.FloatTensor | None = None
-    audio_codes: torch.LongTensor | None = None
-    audio_codes_mask: torch.LongTensor | None = None
-    latents: torch.FloatTensor | None = None
 
 
 class EncoderStage(nn.Module):
@@ -280,6 +233,7 @@ class CodecModel(PreTrainedCodec):
     def decode(
         self,
         audio_codes: torch.Tensor | None = None,
+        *,
         audio_codes_mask: torch.Tensor | None = None,
         latents: torch.Tensor | None = None,
         num_samples: int | None = None,
@@ -396,4 +350,4 @@ class CodecModel(PreTrainedCodec):
 CodecConfig.register_for_auto_class()
 CodecModel.register_for_auto_class("AutoModel")
 
-__all__ = ["CodecModel", "CodecEncoderOutput", "CodecDecoderOutput", "CodecOutput"]
+__all__ = ["CodecModel"]

@@ -15,11 +15,10 @@ from .configuration_distill_neucodec import DistillNeuCodecConfig
 from .modeling_codec import CodecEncoder
 from .neucodec_parts import (
     NeuCodecDecodingMixin,
-    NeuCodecEncoderOutput,
-    NeuCodecOutput,
     adapt_semantics,
     masked_group_norm,
 )
+from .outputs import CodecEncoderOutput, CodecOutput
 from .padding import right_padding_mask, zero_padding
 from .pretrained import PreTrainedCodec, check_finite, check_tensor
 
@@ -80,7 +79,7 @@ class DistillNeuCodecModel(NeuCodecDecodingMixin, PreTrainedCodec, NeuCodecPreTr
         padding_mask: torch.Tensor | None = None,
         output_latents: bool = False,
         return_dict: bool | None = None,
-    ) -> NeuCodecEncoderOutput:
+    ) -> CodecEncoderOutput:
         """Audio to `num_samples // config.encoder_hop_length + 1` tokens.
 
         Args:
@@ -88,12 +87,31 @@ class DistillNeuCodecModel(NeuCodecDecodingMixin, PreTrainedCodec, NeuCodecPreTr
                 `config.input_sampling_rate`.
             padding_mask (`torch.Tensor` of shape `(batch, num_samples)`, *optional*): 1 for audio, 0 for padding on the
                 right; all audio if not given.
-            output_latents (`bool`): return the quantizer's output too.
+            output_latents (`bool`): return the latents too, `(batch, quantization_dim, num_frames)`.
 
         Raises:
             ValueError: no tensor, integers, another shape, no samples, NaN or infinity, a clip that is all padding,
                 padding on the left. Values are not checked under `torch.compile`.
         """
+        latents, mask = self._encode_latents(input_values, padding_mask)
+        return self._encoded(latents, mask, output_latents)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_values: torch.Tensor,
+        padding_mask: torch.Tensor | None = None,
+        output_latents: bool = False,
+        return_dict: bool | None = None,
+    ) -> CodecOutput:
+        """Audio to tokens to audio of the same duration. Arguments and errors are those of `encode`."""
+        latents, mask = self._encode_latents(input_values, padding_mask)
+        return self._reconstructed(latents, mask, input_values.shape[-1], output_latents)
+
+    def _encode_latents(
+        self, input_values: torch.Tensor, padding_mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Latents `(batch, num_frames, quantization_dim)` and the mask of their frames, `(batch, num_frames, 1)`."""
         check_tensor(input_values, "input_values", 1, "num_samples", is_float=True)
         batch_size, _, num_samples = input_values.shape
         hop_length = self.config.encoder_hop_length
@@ -110,19 +128,7 @@ class DistillNeuCodecModel(NeuCodecDecodingMixin, PreTrainedCodec, NeuCodecPreTr
         semantic = self.semantic_adapter(self._semantic_features(waveform, mask), mask)
         sample_mask = None if mask is None else mask.repeat_interleave(hop_length, dim=1)
         acoustic = self.fc_acoustic(self.acoustic_encoder(waveform.unsqueeze(-1), sample_mask))
-        return self._quantized(self.fc_encoder(torch.cat([semantic, acoustic], dim=-1)), mask, output_latents)
-
-    @can_return_tuple
-    def forward(
-        self,
-        input_values: torch.Tensor,
-        padding_mask: torch.Tensor | None = None,
-        output_latents: bool = False,
-        return_dict: bool | None = None,
-    ) -> NeuCodecOutput:
-        """Audio to tokens to audio of the same duration. Arguments and errors are those of `encode`."""
-        encoded = self.encode(input_values, padding_mask, output_latents=True, return_dict=True)
-        return self._reconstructed(encoded, input_values.shape[-1], output_latents)
+        return self.fc_encoder(torch.cat([semantic, acoustic], dim=-1)), mask
 
     def _semantic_features(self, waveform: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """`(batch, num_frames * encoder_hop_length)` to `(batch, num_frames, hidden_size)`.

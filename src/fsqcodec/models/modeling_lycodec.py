@@ -8,70 +8,22 @@ codes are integers, and what it transmits can be made from `latents`.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers.utils import ModelOutput, can_return_tuple
+from transformers.utils import can_return_tuple
 
 from .configuration_lycodec import LycodecConfig
 from .decoder_lycodec import LycodecDecoder
 from .encoder_lycodec import SPECTROGRAM_CHANNELS, LycodecEncoder
 from .layers_lycodec import DROPOUT, LycodecMLP
+from .outputs import CodecDecoderOutput, CodecEncoderOutput, CodecOutput
 from .padding import ceil_divide, right_padding_mask, zero_padding
 from .precision import at_least_float32
 from .pretrained import PreTrainedCodec, check_code_range, check_finite, check_num_samples, check_tensor
 from .spectrogram_lycodec import MidSideSpectrogram
 
 CROPS_PER_PASS = 8  # that are computed together, which bounds the memory that long clips take
-
-
-@dataclass
-class LycodecEncoderOutput(ModelOutput):
-    """What [`LycodecModel.encode`] returns.
-
-    Args:
-        audio_codes (`torch.LongTensor` of shape `(batch, num_codebooks, num_frames)`): codes in [0, codebook_size); 0
-            in padding. Value = (code - half) / half, with half = (codebook_size - 1) / 2.
-        audio_codes_mask (`torch.LongTensor` of shape `(batch, num_frames)`): 1 for all frames of a crop that holds
-            audio, 0 in padding.
-        latents (`torch.FloatTensor` of shape `(batch, latent_dim, num_frames)`, with `output_latents=True`): the
-            encoder's output, before it is bounded and rounded; 0 in padding.
-    """
-
-    audio_codes: torch.LongTensor | None = None
-    audio_codes_mask: torch.LongTensor | None = None
-    latents: torch.FloatTensor | None = None
-
-
-@dataclass
-class LycodecDecoderOutput(ModelOutput):
-    """What [`LycodecModel.decode`] returns.
-
-    Args:
-        audio_values (`torch.FloatTensor` of shape `(batch, 2, num_samples)`): float32 audio at `config.sampling_rate`,
-            left and right, not clipped; 0 after a clip's last crop.
-    """
-
-    audio_values: torch.FloatTensor | None = None
-
-
-@dataclass
-class LycodecOutput(ModelOutput):
-    """What [`LycodecModel.forward`] returns.
-
-    Args:
-        audio_values (`torch.FloatTensor` of shape `(batch, 2, num_samples)`): as long as the input; 0 in its padding.
-        audio_codes (`torch.LongTensor` of shape `(batch, num_codebooks, num_frames)`): as `encode` returns them.
-        audio_codes_mask (`torch.LongTensor` of shape `(batch, num_frames)`): as `encode` returns it.
-        latents (`torch.FloatTensor` of shape `(batch, latent_dim, num_frames)`, with `output_latents=True`): as
-            `encode` returns them.
-    """
-
-    audio_values: torch.FloatTensor | None = None
-    audio_codes: torch.LongTensor | None = None
-    audio_codes_mask: torch.LongTensor | None = None
-    latents: torch.FloatTensor | None = None
 
 
 class LycodecQuantizer(nn.Module):
@@ -162,7 +114,7 @@ class LycodecModel(PreTrainedCodec):
         padding_mask: torch.Tensor | None = None,
         output_latents: bool = False,
         return_dict: bool | None = None,
-    ) -> LycodecEncoderOutput:
+    ) -> CodecEncoderOutput:
         """Audio to codes.
 
         Args:
@@ -173,15 +125,15 @@ class LycodecModel(PreTrainedCodec):
             output_latents (`bool`): return the latents too.
 
         Returns:
-            [`LycodecEncoderOutput`] with `config.frames_per_crop` frames for each crop of `config.crop_length` samples
-            that is begun.
+            [`CodecEncoderOutput`] with `config.frames_per_crop` frames for each crop of `config.crop_length` samples
+            that is begun. Value = (code - half) / half, with half = (codebook_size - 1) / 2.
 
         Raises:
             ValueError: no tensor, integers, another shape, no samples, NaN or infinity, a clip that is all padding,
                 padding on the left.
         """
         latents, crop_mask = self._encode_latents(input_values, padding_mask)
-        return LycodecEncoderOutput(
+        return CodecEncoderOutput(
             **self._code_outputs(self.quantizer.round(latents), latents, crop_mask, output_latents)
         )
 
@@ -189,6 +141,7 @@ class LycodecModel(PreTrainedCodec):
     def decode(
         self,
         audio_codes: torch.Tensor | None = None,
+        *,
         audio_codes_mask: torch.Tensor | None = None,
         latents: torch.Tensor | None = None,
         num_samples: int | None = None,
@@ -196,7 +149,7 @@ class LycodecModel(PreTrainedCodec):
         generator: torch.Generator | None = None,
         noise_level: float | None = None,
         return_dict: bool | None = None,
-    ) -> LycodecDecoderOutput:
+    ) -> CodecDecoderOutput:
         """Codes, or latents, to audio.
 
         It starts from noise, which without `noise` and `generator` follows from `config.noise_seed` and a crop's place
@@ -218,7 +171,7 @@ class LycodecModel(PreTrainedCodec):
                 model is meant to start at the highest level of its training, 80.
 
         Returns:
-            [`LycodecDecoderOutput`] with `config.crop_length` samples for each crop, or `num_samples`.
+            [`CodecDecoderOutput`] with `config.crop_length` samples for each crop, or `num_samples`.
 
         Raises:
             ValueError: both or none of `audio_codes` and `latents`, both of `noise` and `generator`, another type or
@@ -242,7 +195,7 @@ class LycodecModel(PreTrainedCodec):
         else:
             features = self.quantizer.latents_to_features(given)
         audio_values = self._decode_features(features, crop_mask, noise, generator, noise_level)
-        return LycodecDecoderOutput(audio_values[..., :num_samples])
+        return CodecDecoderOutput(audio_values[..., :num_samples])
 
     @can_return_tuple
     def forward(
@@ -254,7 +207,7 @@ class LycodecModel(PreTrainedCodec):
         generator: torch.Generator | None = None,
         noise_level: float | None = None,
         return_dict: bool | None = None,
-    ) -> LycodecOutput:
+    ) -> CodecOutput:
         """Audio to codes to audio of the same length. Arguments and errors are those of [`LycodecModel.encode`] and
         [`LycodecModel.decode`]; the gradient of `audio_values` reaches the encoder through the straight-through
         quantizer."""
@@ -264,7 +217,7 @@ class LycodecModel(PreTrainedCodec):
         audio_values = audio_values[..., : input_values.shape[-1]]
         if padding_mask is not None:
             audio_values = zero_padding(audio_values, padding_mask.bool().unsqueeze(1))
-        return LycodecOutput(audio_values, **self._code_outputs(digits, latents, crop_mask, output_latents))
+        return CodecOutput(audio_values, **self._code_outputs(digits, latents, crop_mask, output_latents))
 
     def crop_noise(self, places: torch.Tensor) -> torch.Tensor:
         """The noise that `decode` starts from, `(num_crops, 4, stft_bins, stft_frames)` float32 on the CPU, of crops at
@@ -381,4 +334,4 @@ def _for_real_crops(function: Callable, crop_mask: torch.Tensor, *inputs: torch.
 LycodecConfig.register_for_auto_class()
 LycodecModel.register_for_auto_class("AutoModel")
 
-__all__ = ["LycodecModel", "LycodecEncoderOutput", "LycodecDecoderOutput", "LycodecOutput"]
+__all__ = ["LycodecModel"]

@@ -6,7 +6,8 @@ from transformers.models.neucodec.modeling_neucodec import NeuCodecModel
 from transformers.utils import can_return_tuple
 
 from .configuration_neucodec import FsqNeuCodecConfig
-from .neucodec_parts import NeuCodecDecodingMixin, NeuCodecEncoderOutput, NeuCodecOutput, adapt_semantics
+from .neucodec_parts import NeuCodecDecodingMixin, adapt_semantics
+from .outputs import CodecEncoderOutput, CodecOutput
 from .padding import right_padding_mask, zero_padding
 from .pretrained import PreTrainedCodec, check_finite, check_tensor
 
@@ -37,7 +38,7 @@ class FsqNeuCodecModel(NeuCodecDecodingMixin, PreTrainedCodec, NeuCodecModel):
         input_features_mask: torch.Tensor | None = None,
         output_latents: bool = False,
         return_dict: bool | None = None,
-    ) -> NeuCodecEncoderOutput:
+    ) -> CodecEncoderOutput:
         """Audio to tokens, one for each of the features' frames: `num_samples // config.encoder_hop_length`.
 
         Args:
@@ -49,12 +50,38 @@ class FsqNeuCodecModel(NeuCodecDecodingMixin, PreTrainedCodec, NeuCodecModel):
                 right; all audio if not given.
             input_features_mask (`torch.Tensor` of shape `(batch, num_frames)`, *optional*): 1 for frames of a clip; all
                 if not given.
-            output_latents (`bool`): return the quantizer's output too.
+            output_latents (`bool`): return the latents too, `(batch, quantization_dim, num_frames)`.
 
         Raises:
             ValueError: no tensor, integers, another shape, NaN or infinity, a clip that is all padding, padding on the
                 left, features that are not as long as the audio. Values are not checked under `torch.compile`.
         """
+        latents, mask = self._encode_latents(input_values, input_features, padding_mask, input_features_mask)
+        return self._encoded(latents, mask, output_latents)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_values: torch.Tensor,
+        input_features: torch.Tensor,
+        padding_mask: torch.Tensor | None = None,
+        input_features_mask: torch.Tensor | None = None,
+        output_latents: bool = False,
+        return_dict: bool | None = None,
+    ) -> CodecOutput:
+        """Audio to tokens to audio of the same duration, or less by the samples after the last whole frame. Arguments
+        and errors are those of `encode`."""
+        latents, mask = self._encode_latents(input_values, input_features, padding_mask, input_features_mask)
+        return self._reconstructed(latents, mask, input_values.shape[-1], output_latents)
+
+    def _encode_latents(
+        self,
+        input_values: torch.Tensor,
+        input_features: torch.Tensor,
+        padding_mask: torch.Tensor | None,
+        input_features_mask: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Latents `(batch, num_frames, quantization_dim)` and the mask of their frames, `(batch, num_frames, 1)`."""
         hop_length = self.config.encoder_hop_length
         check_tensor(input_values, "input_values", 1, "num_samples", is_float=True)
         batch_size, _, num_samples = input_values.shape
@@ -76,24 +103,7 @@ class FsqNeuCodecModel(NeuCodecDecodingMixin, PreTrainedCodec, NeuCodecModel):
         ).last_hidden_state
         semantic = adapt_semantics(self.semantic_adapter, semantic, mask)
         acoustic = self._acoustic_features(input_values.to(self.dtype), mask, num_frames)
-        return self._quantized(self.fc_encoder(torch.cat([semantic, acoustic], dim=-1)), mask, output_latents)
-
-    @can_return_tuple
-    def forward(
-        self,
-        input_values: torch.Tensor,
-        input_features: torch.Tensor,
-        padding_mask: torch.Tensor | None = None,
-        input_features_mask: torch.Tensor | None = None,
-        output_latents: bool = False,
-        return_dict: bool | None = None,
-    ) -> NeuCodecOutput:
-        """Audio to tokens to audio of the same duration, or less by the samples after the last whole frame. Arguments
-        and errors are those of `encode`."""
-        encoded = self.encode(
-            input_values, input_features, padding_mask, input_features_mask, output_latents=True, return_dict=True
-        )
-        return self._reconstructed(encoded, input_values.shape[-1], output_latents)
+        return self.fc_encoder(torch.cat([semantic, acoustic], dim=-1)), mask
 
     def _check_features(self, input_features: torch.Tensor, batch_size: int):
         if not isinstance(input_features, torch.Tensor):

@@ -6,8 +6,6 @@ zeroed before every layer that mixes frames and left out of every statistic. Whe
 calling the module is enough; tests/test_neucodec.py tells when.
 """
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -18,58 +16,15 @@ from transformers.models.neucodec.modeling_neucodec import (
     NeuCodecPreTrainedModel,
     NeuCodecResNetBlock,
 )
-from transformers.utils import ModelOutput, can_return_tuple
+from transformers.utils import can_return_tuple
 
+from .outputs import CodecDecoderOutput, CodecEncoderOutput, CodecOutput
 from .padding import right_padding_mask, zero_padding
 from .precision import at_least_float32
 from .pretrained import check_code_range, check_num_samples, check_tensor
 
 MAX_MAGNITUDE = 100.0  # of the spectrum, as in the original
 SMALLEST_ENVELOPE = 1e-11
-
-
-@dataclass
-class NeuCodecEncoderOutput(ModelOutput):
-    """What `encode` returns.
-
-    Args:
-        audio_codes (`torch.LongTensor` of shape `(batch, 1, num_frames)`): tokens in [0, codebook_size); 0 in padding.
-        audio_codes_mask (`torch.LongTensor` of shape `(batch, num_frames)`): 1 where a frame holds audio, 0 in padding.
-        latents (`torch.FloatTensor` of shape `(batch, quantization_dim, num_frames)`, with `output_latents=True`): the
-            quantizer's output, what the decoder reads, as in Transformers' `NeuCodecModel`; 0 in padding.
-    """
-
-    audio_codes: torch.LongTensor | None = None
-    audio_codes_mask: torch.LongTensor | None = None
-    latents: torch.FloatTensor | None = None
-
-
-@dataclass
-class NeuCodecDecoderOutput(ModelOutput):
-    """What `decode` returns.
-
-    Args:
-        audio_values (`torch.FloatTensor` of shape `(batch, 1, num_frames * decoder_hop_length)`): audio at
-            `config.output_sampling_rate`, which may exceed [-1, 1]; 0 after a clip's last frame.
-    """
-
-    audio_values: torch.FloatTensor | None = None
-
-
-@dataclass
-class NeuCodecOutput(ModelOutput):
-    """What `forward` returns.
-
-    Args:
-        audio_values (`torch.FloatTensor` of shape `(batch, 1, num_samples)`): as `decode` returns it, cut to the
-            input's duration.
-        audio_codes, audio_codes_mask, latents: as `encode` returns them.
-    """
-
-    audio_values: torch.FloatTensor | None = None
-    audio_codes: torch.LongTensor | None = None
-    audio_codes_mask: torch.LongTensor | None = None
-    latents: torch.FloatTensor | None = None
 
 
 class NeuCodecDecodingMixin:
@@ -83,19 +38,21 @@ class NeuCodecDecodingMixin:
     def decode(
         self,
         audio_codes: torch.Tensor | None = None,
-        latents: torch.Tensor | None = None,
+        *,
         audio_codes_mask: torch.Tensor | None = None,
+        latents: torch.Tensor | None = None,
         num_samples: int | None = None,
         return_dict: bool | None = None,
-    ) -> NeuCodecDecoderOutput:
-        """Tokens, or the quantizer's output, to audio at `config.output_sampling_rate`.
+    ) -> CodecDecoderOutput:
+        """Tokens, or latents, to audio at `config.output_sampling_rate`.
 
         Args:
             audio_codes (`torch.LongTensor` of shape `(batch, 1, num_frames)`, *optional*): tokens from anywhere.
-            latents (`torch.FloatTensor` of shape `(batch, quantization_dim, num_frames)`, *optional*): instead of
-                `audio_codes`, as `encode` returns them.
             audio_codes_mask (`torch.Tensor` of shape `(batch, num_frames)`, *optional*): 1 for frames, 0 for padding on
                 the right, whose codes are not looked at; all frames if not given.
+            latents (`torch.FloatTensor` of shape `(batch, quantization_dim, num_frames)`, *optional*): instead of
+                `audio_codes`; decoded without being quantized. Transformers' `NeuCodecModel` calls the quantizer's
+                output so, these go into the quantizer.
             num_samples (`int`, *optional*): cut the audio to this length at `config.output_sampling_rate`. Up to one
                 frame more than there is changes nothing, as NeuCodec drops what follows the last whole frame.
 
@@ -120,34 +77,44 @@ class NeuCodecDecodingMixin:
             values = self.quantizer.quantizer.codebook[indices].to(self.quantizer.project_out.weight.dtype)
             features = self.quantizer.project_out(values)
         else:
-            features = latents.transpose(1, 2)
+            features = self._latents_to_features(latents.transpose(1, 2))
         audio_values = decode_features(self.acoustic_decoder, features, mask, self.config)
-        return NeuCodecDecoderOutput(audio_values[..., :num_samples])
+        return CodecDecoderOutput(audio_values[..., :num_samples])
 
-    def _quantized(self, features: torch.Tensor, mask: torch.Tensor | None, output_latents: bool):
+    def _encoded(self, latents: torch.Tensor, mask: torch.Tensor | None, output_latents: bool) -> CodecEncoderOutput:
         """The output of `encode` from what `fc_encoder` makes, `(batch, num_frames, quantization_dim)`."""
-        latents, indices = self.quantizer(features)
-        frame_mask = torch.ones_like(indices, dtype=torch.bool) if mask is None else mask
-        return NeuCodecEncoderOutput(
-            audio_codes=zero_padding(indices.to(torch.int64), frame_mask).transpose(1, 2),
-            audio_codes_mask=frame_mask[..., 0].to(torch.int64),
-            latents=zero_padding(latents, mask).transpose(1, 2) if output_latents else None,
+        _, indices = self.quantizer(latents)
+        return CodecEncoderOutput(**self._code_outputs(indices, latents, mask, output_latents))
+
+    def _reconstructed(
+        self, latents: torch.Tensor, mask: torch.Tensor | None, num_samples: int, output_latents: bool
+    ) -> CodecOutput:
+        """The output of `forward` for an input of `num_samples`; gradients pass the quantizer."""
+        features, indices = self.quantizer(latents)
+        audio_values = decode_features(self.acoustic_decoder, features, mask, self.config)
+        num_samples = num_samples * self.config.output_sampling_rate // self.config.input_sampling_rate
+        return CodecOutput(
+            audio_values[..., :num_samples], **self._code_outputs(indices, latents, mask, output_latents)
         )
 
-    def _reconstructed(self, encoded: NeuCodecEncoderOutput, num_samples: int, output_latents: bool) -> NeuCodecOutput:
-        """The output of `forward` for an input of `num_samples`; gradients pass the quantizer."""
-        decoded = self.decode(
-            latents=encoded.latents,
-            audio_codes_mask=encoded.audio_codes_mask,
-            num_samples=num_samples * self.config.output_sampling_rate // self.config.input_sampling_rate,
-            return_dict=True,
-        )
-        return NeuCodecOutput(
-            audio_values=decoded.audio_values,
-            audio_codes=encoded.audio_codes,
-            audio_codes_mask=encoded.audio_codes_mask,
-            latents=encoded.latents if output_latents else None,
-        )
+    def _code_outputs(
+        self, indices: torch.Tensor, latents: torch.Tensor, mask: torch.Tensor | None, output_latents: bool
+    ) -> dict:
+        """`audio_codes`, `audio_codes_mask` and `latents` as the outputs hold them."""
+        frame_mask = torch.ones_like(indices, dtype=torch.bool) if mask is None else mask
+        return {
+            "audio_codes": zero_padding(indices.to(torch.int64), frame_mask).transpose(1, 2),
+            "audio_codes_mask": frame_mask[..., 0].to(torch.int64),
+            "latents": zero_padding(latents, mask).transpose(1, 2) if output_latents else None,
+        }
+
+    def _latents_to_features(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents `(batch, num_frames, quantization_dim)` to what the quantizer makes of them, less the rounding. It
+        bounds them twice, as the original does."""
+        projected = self.quantizer.project_in(latents)
+        levels = self.quantizer.quantizer
+        bounded = levels.bound(levels.bound(projected).to(torch.float32))
+        return self.quantizer.project_out((bounded / (levels.levels // 2)).to(projected.dtype))
 
 
 def adapt_semantics(adapter: nn.Module, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
