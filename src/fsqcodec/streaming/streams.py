@@ -297,7 +297,7 @@ def _advance(streams: Sequence[_Stream]) -> list[torch.Tensor]:
 
 
 def _pieces_class(table: dict[str, tuple], model, overlap: bool) -> type[Pieces]:
-    """The row of `table` for the model. Raises `ValueError` where it can't be streamed so."""
+    """Class in `table` that computes the model. Raises `ValueError` where it can't be streamed so."""
     if not isinstance(model, PreTrainedCodec) or model.config.model_type not in table:
         raise ValueError(
             f"a {type(model).__name__} can't be streamed: a CodecModel or LycodecModel of fsqcodec is wanted "
