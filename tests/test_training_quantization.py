@@ -356,3 +356,21 @@ def test_clips_skip_the_rounding_as_often_as_asked():
     assert is_unrounded.float().mean().item() == pytest.approx(0.3, abs=0.08)
     quantizer.eval()
     torch.testing.assert_close(quantizer(latents)[0], quantizer(latents)[0])
+
+
+def test_without_whitening_training_computes_what_inference_does(model):
+    """Values, gradients of the projection, and statistics that stay."""
+    batch = clips_and_mask(model)
+    with torch.no_grad():
+        before = model(**batch, output_latents=True)
+    quantizer = prepare_quantizer(model, whitens=False)
+    model.train()
+    for _ in range(2):
+        output = model(**batch, output_latents=True)
+        assert torch.equal(output.audio_codes, before.audio_codes)
+        latents = output.latents.transpose(1, 2)
+        beside, clean = quantizer.positions_beside(latents[:1], latents, output.audio_codes_mask.bool())
+        torch.testing.assert_close(beside, clean[:1])
+        torch.testing.assert_close(clean, quantizer.positions(latents))
+    clean.sum().backward()
+    assert quantizer.project_in.weight.grad.any()

@@ -57,7 +57,7 @@ class CodecTraining:
     def prepare(codec: CodecModel, recipe: Recipe):
         """Before the codec is copied for the average of its weights."""
         if "quantizer" in recipe.model.parts:
-            prepare_quantizer(codec)
+            prepare_quantizer(codec, whitens=recipe.whiten)
 
     def run_fast(self, in_bf16: bool, compiles: bool):
         """From now on run in bfloat16, compiled, or both; the average does not."""
@@ -140,7 +140,7 @@ class CodecTraining:
     def finish_average(self, batches: Callable[[], Iterable[dict[str, torch.Tensor]]]):
         """Give the averaged weights statistics of their own, before they are measured and saved; `batches` makes some
         of the training's."""
-        if "quantizer" in self.recipe.model.parts:
+        if "quantizer" in self.recipe.model.parts and self.recipe.whiten:
             recalibrate(self.average, batches())
         if "decoder" in self.recipe.model.parts:
             recalibrate_norms(self.average, batches())

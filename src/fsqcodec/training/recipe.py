@@ -161,6 +161,8 @@ class Recipe:
         scales_per_step: how many scales of the losses "mel" and "complex_stft" a step draws at random; all of them if
             not given.
         compile: run residual units compiled, see `training.compilation`; the first step takes half a minute longer.
+        whiten: normalise the digits over each batch, which keeps them from collapsing; `false` for a trained
+            model, see `quantization.prepare_quantizer`.
         precision: "bf16" runs most of the work in it where that is faster, see `training.precision`.
         gradient_checkpointing: compute layers once more instead of keeping what they computed; Lycodec.
         perceptual_model: folder or Hub id of an audio encoder, for the losses "perceptual", "features" and "alignment".
@@ -181,6 +183,7 @@ class Recipe:
     ema_decay: float = 0.999
     scales_per_step: int | None = None
     compile: bool = False
+    whiten: bool = True
     precision: Literal["float32", "bf16"] = "float32"
     gradient_checkpointing: bool = False
     digit_noise: DigitNoise = field(default_factory=DigitNoise)
