@@ -22,6 +22,7 @@ from fsqcodec.evaluation.run import Settings, evaluate
 
 HERE = Path(__file__).parent
 CODECS = (
+    "speech-3kbps-v2",
     "speech-3kbps",
     "codec2:700C",
     "codec2:1200",

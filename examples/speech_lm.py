@@ -197,7 +197,7 @@ def continue_clip(language_model, vocabulary: AudioVocabulary, codec: Codec, row
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--codec", required=True, help="folder or Hub id of a codec, or speech-3kbps")
+    parser.add_argument("--codec", required=True, help="folder or Hub id of a codec, or speech-3kbps-v2")
     parser.add_argument("--train", required=True, help="speech to train on")
     parser.add_argument("--held-out", required=True, help="other speakers' speech to measure on")
     parser.add_argument("--output", type=Path, required=True, help="folder for the language model and the result")

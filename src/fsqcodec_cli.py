@@ -45,7 +45,7 @@ class AudioFormat(StrEnum):
     flac = "flac"
 
 
-Model = Annotated[str, typer.Option("--model", "-m", help="Folder or Hub id of a codec, or speech-3kbps.")]
+Model = Annotated[str, typer.Option("--model", "-m", help="Folder or Hub id of a codec, or speech-3kbps-v2.")]
 OutputDir = Annotated[Path, typer.Option("--output", "-o", help="Folder for the results; made if needed.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist; they are kept otherwise.")]
 Device = Annotated[str | None, typer.Option(help="Such as cpu or cuda:0; the GPU where there is one.")]

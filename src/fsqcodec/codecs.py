@@ -97,7 +97,7 @@ class Codec(ABC):
 
 def load_codec(name: str | os.PathLike, device: str | None = None) -> Codec:
     """The codec behind a name: `opus:KBPS`, `codec2:MODE`, `speex:QUALITY`, or a model: a folder, a Hub id, or one that
-    comes with the package (`speech-3kbps`).
+    comes with the package (`speech-3kbps-v2`).
 
     `:N` after a folder or id takes the first N codebooks of a residual quantizer. `device` is for models, which are
     loaded in float32, by default the GPU where there is one.

@@ -1,4 +1,4 @@
-"""Trained models that come with the package, each in a folder named like its preset."""
+"""Trained models that come with the package, each in a folder named like its preset, and its version from the second on."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ def list_checkpoints() -> list[str]:
     return sorted(config.parent.name for config in FOLDER.glob("*/config.json"))
 
 
-def bundled_checkpoint(name: str = "speech-3kbps") -> Path:
+def bundled_checkpoint(name: str = "speech-3kbps-v2") -> Path:
     """The folder of a model that comes with the package, for `AutoModel.from_pretrained`.
 
     Raises `ValueError` for a name that is not among `list_checkpoints()`.
