@@ -27,7 +27,8 @@ def test_a_checkpoint_is_its_preset_in_float32_and_small_enough_for_the_wheel(na
     model = AutoModel.from_pretrained(folder)
     assert type(model) is CodecModel and model.dtype == torch.float32
     sizes, preset = (
-        json.loads(config.to_json_string(False)) for config in (model.config, CodecConfig.from_preset(name.removesuffix("-v2")))
+        json.loads(config.to_json_string(False))
+        for config in (model.config, CodecConfig.from_preset(name.removesuffix("-v2")))
     )
     assert all(sizes[field] == preset[field] for field in CodecConfig.__annotations__)
     assert AutoFeatureExtractor.from_pretrained(folder).sampling_rate == model.config.sampling_rate
@@ -57,11 +58,13 @@ def test_speech_comes_back(path, name):
 
 
 def test_an_unknown_name_is_refused():
-    with pytest.raises(ValueError, match="no model 'music-3kbps' comes with the package; there are: speech-3kbps, speech-3kbps-v2"):
+    with pytest.raises(
+        ValueError, match="no model 'music-3kbps' comes with the package; there are: speech-3kbps, speech-3kbps-v2"
+    ):
         fsqcodec.bundled_checkpoint("music-3kbps")
 
 
 def test_tokens_of_the_first_model_are_refused_by_the_second_with_what_to_do(tmp_path):
-    encode_file(ENGLISH, "speech-3kbps", tmp_path / "old.tokens")
+    encode_file(ENGLISH, "speech-3kbps", tmp_path / "old.safetensors")
     with pytest.raises(ValueError, match="was encoded by .*speech-3kbps with token digest .* decode with the codec"):
-        decode_file(tmp_path / "old.tokens", "speech-3kbps-v2", tmp_path / "new.wav")
+        decode_file(tmp_path / "old.safetensors", "speech-3kbps-v2", tmp_path / "new.wav")

@@ -95,3 +95,12 @@ def test_training_on_it_keeps_tokens(codec):
         optimizer.step()
         optimizer.zero_grad()
     assert changed_share(codec) < 0.8 * before
+
+
+def test_a_quantizer_that_is_not_trained_serves_as_well():
+    codec, batch = small_model("frames-plain").train(), batch_of(4, 960)
+    codec.quantizer.requires_grad_(False)
+    output = codec(**batch, output_latents=True)
+    values = consistency_loss(codec, batch, output.latents, output.audio_values, Consistency(share=1.0))
+    values.sum().backward()
+    assert values.min() > 0 and codec.encoder.stem.project.weight.grad.any()

@@ -1,4 +1,4 @@
-"""Trained models that come with the package, each in a folder named like its preset, and its version from the second on."""
+"""Trained models that come with the package: a folder each, named like its preset, with a version from the second."""
 
 from pathlib import Path
 

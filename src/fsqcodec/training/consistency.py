@@ -9,6 +9,7 @@ discrete audio tokens for neural codec language models", ACL 2025).
 import torch
 
 from ..models.modeling_codec import CodecModel
+from .quantization import TrainingQuantizer
 from .recipe import Consistency
 
 
@@ -25,7 +26,7 @@ def consistency_loss(
     The loss of the clips that are not looked at is 0; that of the others is weighted up by as much.
 
     Args:
-        codec: with a `TrainingQuantizer`.
+        codec: whose encoder is trained; its quantizer may be, as a `TrainingQuantizer`.
         batch: `input_values (batch, 1, num_samples)` and `padding_mask (batch, num_samples)`.
         latents: `(batch, latent_dim, num_frames)` that the codec made of it.
         decoded: `(batch, 1, num_samples)`, as the codec decodes the batch.
@@ -38,9 +39,12 @@ def consistency_loss(
     changed = perturbed(batch["input_values"][:num_clips], decoded[:num_clips].detach(), mask, recipe)
     its_latents, _ = codec._encode_latents(changed, mask)
     frames = slice(None, None, codec.config.hop_length)
-    positions, clean_positions = codec.quantizer.positions_beside(
-        its_latents, latents.transpose(1, 2), batch["padding_mask"][:, frames].bool()
-    )
+    clean_latents, quantizer = latents.transpose(1, 2), codec.quantizer
+    if isinstance(quantizer, TrainingQuantizer):
+        clean_mask = batch["padding_mask"][:, frames].bool()
+        positions, clean_positions = quantizer.positions_beside(its_latents, clean_latents, clean_mask)
+    else:
+        positions, clean_positions = quantizer.positions(its_latents), quantizer.positions(clean_latents)
     distances = (positions - clean_positions[:num_clips].detach()).abs().mean(dim=-1)
     frame_mask = mask[:, frames]
     values = (distances * frame_mask).sum(dim=-1) / frame_mask.sum(dim=-1).clamp(min=1)
