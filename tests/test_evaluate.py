@@ -141,12 +141,19 @@ def test_killed_again_and_again_it_ends_with_the_same_tables(finished, folder, r
         f"run.evaluate(run.Settings(({str(recordings)!r},), ({str(folder)!r},), {METRICS}), {str(tmp_path)!r},"
         "command='fsqcodec ...')"
     )
-    journal, kills = tmp_path / "journal.jsonl", 0
+
+    def num_lines() -> int:
+        try:
+            return (tmp_path / "journal.jsonl").read_bytes().count(b"\n")
+        except FileNotFoundError:  # not there yet, or removed at the end
+            return 0
+
+    kills = 0
     while True:
-        lines_before = journal.read_bytes().count(b"\n") if journal.exists() else 0
+        lines_before = num_lines()
         process = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.DEVNULL)
         while process.poll() is None:
-            if journal.exists() and journal.read_bytes().count(b"\n") > lines_before:
+            if num_lines() > lines_before:
                 process.send_signal(signal.SIGKILL)
             time.sleep(0.002)
         if process.returncode == 0:
