@@ -135,7 +135,6 @@ def test_only_the_decoder_is_trained_and_tokens_stay(workplace, tmp_path):
 
 
 def test_the_best_model_has_the_highest_score_and_word_errors_count(workplace, everything, tmp_path, monkeypatch):
-    monkeypatch.setattr("fsqcodec.training.compilation.compile_units", lambda model, in_bf16: True)
     monkeypatch.setattr("fsqcodec.training.codec_training.compile_units", lambda model, in_bf16: True)
     Trainer(load_recipe(everything), tmp_path).run()
     lines = [json.loads(line) for line in (tmp_path / "validation.jsonl").read_text().splitlines()]

@@ -123,10 +123,10 @@ class CodecTraining:
         return functions
 
     def _feature_loss(self, original: torch.Tensor, decoded: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Of the first clips of the batch, weighted up for those that are not looked at, which have 0."""
-        num_clips = max(1, round(self.recipe.features.share * len(decoded)))
+        """Of the share of the batch that is looked at."""
+        num_clips = losses.num_of_share(self.recipe.features.share, len(decoded))
         values = self.features(original[:num_clips], decoded[:num_clips], mask[:num_clips])
-        return torch.cat([values * (len(decoded) / num_clips), values.new_zeros(len(decoded) - num_clips)])
+        return losses.of_whole_batch(values, len(decoded))
 
     def log_facts(self) -> dict[str, float | tuple[float, ...]]:
         """How much of the codebook is used, bits."""

@@ -9,6 +9,7 @@ discrete audio tokens for neural codec language models", ACL 2025).
 import torch
 
 from ..models.modeling_codec import CodecModel
+from .losses import num_of_share, of_whole_batch
 from .quantization import TrainingQuantizer
 from .recipe import Consistency
 
@@ -34,7 +35,7 @@ def consistency_loss(
     Returns:
         float `(batch,)`.
     """
-    num_clips = max(1, round(recipe.share * len(decoded)))
+    num_clips = num_of_share(recipe.share, len(decoded))
     mask = batch["padding_mask"][:num_clips]
     changed = perturbed(batch["input_values"][:num_clips], decoded[:num_clips].detach(), mask, recipe)
     its_latents, _ = codec._encode_latents(changed, mask)
@@ -48,7 +49,7 @@ def consistency_loss(
     distances = (positions - clean_positions[:num_clips].detach()).abs().mean(dim=-1)
     frame_mask = mask[:, frames]
     values = (distances * frame_mask).sum(dim=-1) / frame_mask.sum(dim=-1).clamp(min=1)
-    return torch.cat([values * (len(decoded) / num_clips), values.new_zeros(len(decoded) - num_clips)])
+    return of_whole_batch(values, len(decoded))
 
 
 def perturbed(

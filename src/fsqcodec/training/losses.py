@@ -188,6 +188,18 @@ def batch_mean(
     return (clip_losses * padding_mask.sum(dim=-1)).sum() / num_valid_samples
 
 
+def num_of_share(share: float, batch_size: int) -> int:
+    """Clips of a batch that a costly loss looks at, at least 1: the first ones, as crops are in random order."""
+    return max(1, round(share * batch_size))
+
+
+def of_whole_batch(clip_losses: torch.Tensor, batch_size: int) -> torch.Tensor:
+    """Losses of the first clips of a batch as those of all `(batch_size,)`: weighted up for the others, which have 0,
+    so that their mean stays."""
+    others = clip_losses.new_zeros(batch_size - len(clip_losses))
+    return torch.cat([clip_losses * (batch_size / len(clip_losses)), others])
+
+
 def silence_padding(audio: torch.Tensor, padding_mask: torch.Tensor, name: str) -> torch.Tensor:
     """Audio `(batch, 1, num_samples)` as `(batch, num_samples)`, float32 or better, 0 where `padding_mask` is.
 

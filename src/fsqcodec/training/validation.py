@@ -112,8 +112,9 @@ class Validation:
             spoken = [(clip.transcript, text) for clip, text in texts if has_words(clip.transcript)]
             heard = [(self._heard[clip.name], text) for clip, text in texts]
             means |= {"wer": _error_rate(spoken), "dwer": _error_rate(heard)}
-        terms = [weight * means[name] for name, weight in self.score_weights.items() if means[name] is not None]
-        return {**means, "score": sum(terms) if terms and len(terms) == len(self.score_weights) else None}
+        is_scored = all(means[name] is not None for name in self.score_weights)
+        score = sum(weight * means[name] for name, weight in self.score_weights.items()) if is_scored else None
+        return {**means, "score": score}
 
     def _recognized(self, clip: Clip, audio: np.ndarray, sampling_rate: int) -> str:
         return recognize(np.atleast_2d(audio).mean(axis=0), sampling_rate, self.recognizer, clip.language)
